@@ -95,11 +95,20 @@ QUALITY_SETS = {
 }
 
 
-def machine(device: str = "CPU") -> str:
-    """Return a description of the machine, such as "2 cores, 24 GiB, CPU"."""
+def machine(device: str = "") -> str:
+    """Return a description of the machine, such as "2 cores, 24 GiB, AMD EPYC with AVX2, AVX-512"; `device`: instead of it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cores} cores, {memory:.0f} GiB, {device}"
+    return f"{cores} cores, {memory:.0f} GiB, {device or processor()}"
+
+
+def processor(about: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model of the processor with its instruction sets for vectors and matrices, on which ratios to kernels depend."""
+    said = about.read_text(encoding="utf-8") if about.is_file() else ""
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in said.splitlines())}
+    flags = found.get("flags", "").split()
+    sets = [name for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX-512"), ("amx_tile", "AMX")) if flag in flags]
+    return " with ".join([found.get("model name", "unknown processor"), *([", ".join(sets)] if sets else [])])
 
 
 def commit() -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from common import RESULTS, claim, tell
-from sharding import enter_namespace, environment, loopback_bytes, processor
+from sharding import enter_namespace, environment, loopback_bytes
 from torch import Tensor
 
 from twotower.data.dataset import Dataset
@@ -141,7 +141,7 @@ def measure(folder: Path, results: Path) -> None:
             more |= {name: round(sum(one[name] for one in found) / processes) for name in ("read", "merged", "candidates", "dense")}
             row = claim(
                 f"bytes of a training step on the wire: batch {batch:,}, width {width}, {processes} processes",
-                found[0]["wire"], "bytes", "the formula", sum(sent), 0, **more, processor=processor(),
+                found[0]["wire"], "bytes", "the formula", sum(sent), 0, **more,
             )  # fmt: skip
             tell(row, results)
 

@@ -83,7 +83,7 @@ def measure(
     shared = {
         "set": name,
         "seed": seed,
-        "machine": machine("CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)),
+        "machine": machine("" if device.type == "cpu" else torch.cuda.get_device_name(device)),
         "commit": commit(),
         "config_hash": config_hash(config, sizes if chosen.raw is None else None),
     }

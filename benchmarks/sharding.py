@@ -178,7 +178,7 @@ def costs(groups: dict[str, Group], rows: int, ids: int, rounds: int, steps: int
         ours, peer = (statistics.median(found[name][key]) for name in (OURS, PEER))
         more = {"range": [round(min(found[OURS][key]), 2), round(max(found[OURS][key]), 2)]} if unit == "ms" else {}
         more |= {"peer_range": [round(min(found[PEER][key]), 2), round(max(found[PEER][key]), 2)]} if unit == "ms" else {}
-        tell(claim(f"{title}: {what}", ours, unit, PEER, peer, 0, **more, processor=processor()), results)
+        tell(claim(f"{title}: {what}", ours, unit, PEER, peer, 0, **more), results)
 
 
 def exactness(commands: dict[str, list[str]], folder: Path, results: Path) -> None:
@@ -215,10 +215,10 @@ def exactness(commands: dict[str, list[str]], folder: Path, results: Path) -> No
         "resumed": f"largest difference of a run resumed by 4 processes from an undisturbed one of 2: {what}",
     }
     for key, title in titles.items():
-        tell(claim(title, errors[OURS][key], "", PEER, errors[PEER][key], 0, processor=processor()), results)
+        tell(claim(title, errors[OURS][key], "", PEER, errors[PEER][key], 0), results)
     for name in (OURS, PEER):
         title = f"fp16 rows, {NUDGES} updates below half of the last bit: share of them that arrives, {name}"
-        tell(claim(title, errors[name]["moved"], "", "all", 1.0, 0, processor=processor()), results)
+        tell(claim(title, errors[name]["moved"], "", "all", 1.0, 0), results)
 
 
 def reference(name: str) -> Tensor:
@@ -257,13 +257,6 @@ def whole(one: Group, file: Path) -> Tensor:
 def largest(found: Tensor, wanted: Tensor) -> float:
     """Return the largest difference of a number."""
     return float((found - wanted).abs().max())
-
-
-def processor() -> str:
-    """Return the model of the processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "flags"))]
-    return f"{names[0]}{', AMX' if any('amx_tile' in name for name in names) else ''}" if names else "unknown"
 
 
 if __name__ == "__main__":

@@ -95,7 +95,17 @@ def test_rows_are_printed_as_they_are_kept(scripts: SimpleNamespace, tmp_path: P
 def test_no_row_tells_where_it_was_measured(measured: Path, scripts: SimpleNamespace) -> None:
     text = (measured / "quality.jsonl").read_text()
     assert str(measured) not in text and str(ROOT) not in text
-    assert scripts.common.machine("CPU").endswith(" GiB, CPU")
+    assert scripts.common.machine("Tesla T4").endswith(" GiB, Tesla T4")
+
+
+def test_rows_name_the_processor(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    assert scripts.common.processor(file) == "unknown processor"
+    file.write_text(
+        "processor\t: 0\nmodel name\t: A B\nflags\t\t: fpu avx avx2 avx512f amx_tile\n\nprocessor\t: 1\nmodel name\t: A B\n"
+    )
+    assert scripts.common.processor(file) == "A B with AVX2, AVX-512, AMX"
+    assert scripts.common.machine().endswith(f" GiB, {scripts.common.processor()}")
 
 
 def test_the_hash_stands_for_the_settings_alone(scripts: SimpleNamespace) -> None:
