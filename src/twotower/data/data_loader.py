@@ -28,6 +28,7 @@ from twotower.errors import ConfigError, TrainingError, TwoTowerError
 from twotower.features.batches import ItemBatch, UserBatch, on_device, packed, unpacked
 from twotower.features.feature_store import FeatureStore
 from twotower.utils.config import Config
+from twotower.utils.hardware import compute_on_one_core
 from twotower.utils.losses import Masked, Negatives
 from twotower.utils.types import Float, Float64, Int
 
@@ -258,6 +259,7 @@ class TrainLoader:
                     continue
 
         def work() -> None:
+            compute_on_one_core()
             try:
                 with closing(started):
                     for batch in started:
