@@ -179,6 +179,19 @@ def test_an_error_in_a_process_reaches_the_reader(dataset, error):
         next(loader.iterate(0))
 
 
+def test_the_thread_that_builds_batches_leaves_the_cores_to_the_others(dataset, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        loader, _ = loader_of(dataset)
+        build, seen = loader.batch, []
+        monkeypatch.setattr(loader, "batch", lambda *given: (seen.append(torch.get_num_threads()), build(*given))[1])
+        assert len(list(loader.iterate(0))) == len(seen)
+        assert set(seen) == {1} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_processes_need_linux(dataset, monkeypatch):
     monkeypatch.setattr("twotower.data.data_loader.sys.platform", "darwin")
     with pytest.raises(ConfigError, match="needs Linux"):
