@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -66,7 +67,9 @@ def test_it_is_the_same_vector(town: Any, tmp_path: Path, name: str) -> None:
     for found, wanted in zip(session.run(None, read), (vectors, tokens), strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-6)
 
-    tower = OnnxUserTower(tmp_path / "towers" / USER_FILE, tokens)
+    stored = [tuple(one.dims) for file in (USER_FILE, ITEM_FILE) for one in onnx.load(tmp_path / "towers" / file).graph.initializer]
+    assert stored and all(shape[:1] != (model.tables.lookup("user.id").rows,) for shape in stored), "no graph has the users"
+    tower = OnnxUserTower(tmp_path / "towers" / USER_FILE, model, tokens)
     everybody = dataset.histories(np.arange(1, dataset.n_user_rows), np.full(dataset.n_user_rows - 1, moment))
     for queries in (
         everybody,

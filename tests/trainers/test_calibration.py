@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -231,6 +232,22 @@ def test_the_fit_never_lowers_the_validation_metric(dataset: Dataset, model: Two
     assert record is not None and record.used and record.after > record.before
     assert record.half_lives_days == list(HALF_LIVES_DAYS)
     assert float(model.priors.weights[2, 0]) < 0.5
+
+
+def test_one_index_is_in_memory_at_a_time(
+    dataset: Dataset, model: TwoTower, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, before = weakref.WeakSet[NeuralRetriever](), []
+    begin = NeuralRetriever.__init__
+
+    def counting(self: NeuralRetriever, *given: Any, **named: Any) -> None:
+        before.append(len(built))
+        begin(self, *given, **named)
+        built.add(self)
+
+    monkeypatch.setattr(NeuralRetriever, "__init__", counting)
+    assert calibrate(model, dataset, config) is not None
+    assert len(before) > 3 * 4 and set(before) == {0}
 
 
 def test_weights_that_lower_the_metric_are_not_used(

@@ -294,7 +294,7 @@ def _load(path: Path, key: Any = None) -> Bundle:
         plain = Bundle(path, manifest, config, dataset, store, model, arrays, built=built)
         bundle = plain
         if f"{TOWERS}/{USER_FILE}" in manifest.hashes and can_run():
-            bundle = replace(plain, tower=OnnxUserTower(path / TOWERS / USER_FILE, arrays.tokens))
+            bundle = replace(plain, tower=OnnxUserTower(path / TOWERS / USER_FILE, model, arrays.tokens))
         _check_towers(plain, bundle)
         return bundle
     except Exception as error:  # any exception while reading an untrusted file means that the file is invalid

@@ -6,7 +6,6 @@ The folder is replaced atomically by its next revision. What the other weights h
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,10 +15,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from twotower.bundle.bundle import DATASET, INDEX, INDEX_FILE, MODEL_FILE, REPORT, TOWERS, load_bundle
+from twotower.bundle.bundle import DATASET, INDEX, INDEX_FILE, MODEL_FILE, REPORT, load_bundle
 from twotower.bundle.consistency import model_of
 from twotower.bundle.item_arrays import item_arrays
-from twotower.bundle.onnx_towers import export_towers
 from twotower.bundle.revision import revise
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store
@@ -57,9 +55,6 @@ def forget_users(path: Path, gone: Callable[[str], bool]) -> BundleManifest | No
         arrays = item_arrays(model, store, dataset, bundle.moment_s)  # popularity does not count the events any more
         write_arrays(folder / INDEX_FILE, asdict(replace(arrays, offered=bundle.arrays.offered)))
         renew_index(folder / INDEX, torch.from_numpy(arrays.vectors))
-        if (folder / TOWERS).is_dir():
-            shutil.rmtree(folder / TOWERS)
-            export_towers(model, store, folder / TOWERS)
         if (folder / REPORT).is_file():
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             (folder / REPORT).write_text(json.dumps(without_examples(report, names), sort_keys=True, ensure_ascii=False))

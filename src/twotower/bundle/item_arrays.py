@@ -9,7 +9,7 @@ import torch
 
 from twotower.data.dataset import Dataset
 from twotower.features.feature_store import FeatureStore
-from twotower.models.neural_retriever import item_blocks, item_columns
+from twotower.models.neural_retriever import encoded_items
 from twotower.models.two_tower import TwoTower
 from twotower.schema import DAY_S, FIRST_ROW
 from twotower.utils.open_flag import IS_OPEN, open_flag
@@ -72,10 +72,6 @@ def offered_items(dataset: Dataset) -> Mask:
 
 def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:
     """Return index vectors float32 [n, D + P] and history tokens float32 [n, d] of item rows at a time."""
-    vectors, tokens = [], []
     with torch.inference_mode():
-        for batch in item_blocks(model, store, row, moment_s):
-            vectors.append(model.encode_items(batch).float().cpu().numpy())
-            tokens.append(model.history_items(batch).float().cpu().numpy())
-        columns = item_columns(model, store, row).float().cpu().numpy()
-    return np.concatenate([np.concatenate(vectors), columns], axis=1), np.concatenate(tokens)
+        vectors, tokens = (whole.float().numpy(force=True) for whole in encoded_items(model, store, row, moment_s, tokens=True))
+    return vectors, tokens

@@ -3,7 +3,8 @@
 `user.onnx` and `item.onnx` have dynamic batch sizes and history lengths:
 
     user.onnx   "items" float32 [n, d]: history token of each item; "history", "event_type", "stars", "gap" int64 [B, W];
-                "seen", "user" int64 [B]; "field.NAME" [B, …]   →   "vectors" float32 [B, D]
+                "seen" int64 [B]; "user" float32 [B, d]: embedding of the user's id; "field.NAME" [B, …]
+                →   "vectors" float32 [B, D]
     item.onnx   "row" int64 [n]; "field.NAME" [n, …]            →   "vectors" float32 [n, D], "history_items" float32 [n, d]
 
 To rank, multiply the user vector by the weight of the towers and append the columns of `models.priors` ("priors" of the
@@ -11,7 +12,9 @@ bundle's manifest); the item vectors of the bundle have theirs. Add the vectors 
 "temperature"). If seen items may be recommended again, add a bonus ("repeats" times "temperature") to the scores of the items of
 the history; see `models.history_terms`.
 
-The vectors equal those of PyTorch to 1e-5. A request reads no item features: the items of its history are rows of "items".
+The vectors equal those of PyTorch to 1e-5. A request reads no item features: the items of its history are rows of "items". Neither
+graph has the table of user ids, which can be larger than all other weights together: row r of "tables.user/id.weight" in the
+weights of the bundle belongs to user row r, unless the table is hashed.
 """
 
 from __future__ import annotations
@@ -30,13 +33,14 @@ from torch import Tensor, nn
 from twotower.errors import DataError
 from twotower.features.batches import ItemBatch, UserBatch
 from twotower.features.feature_store import WIDTHS, FeatureStore
-from twotower.models.layers.tables import StoredTable
+from twotower.models.layers.tables import GivenVectors, StoredTable
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries
 from twotower.schema import UNKNOWN
-from twotower.utils.types import Array, Float
+from twotower.utils.types import Array, Float, Int
 
 USER_FILE, ITEM_FILE = "user.onnx", "item.onnx"
+USER_TABLE = "user.id"
 OPSET = 18
 MAX_GRAPH_BYTES = 2**31 - 2**24  # weights in one file, with some room for the graph itself
 BATCH_BY_LENGTH_FROM = 64  # from this batch size on, several calls grouped by history length are faster than one
@@ -47,7 +51,7 @@ def hindrance(model: TwoTower) -> str | None:
     """Return a sentence that says why the model cannot be exported to ONNX; None if it can."""
     if importlib.util.find_spec("onnx") is None:
         return "The package onnx is not installed. Install two-tower-rec[serve] and export again."
-    size = 4 * sum(value.numel() for value in model.state_dict().values())
+    size = 4 * sum(value.numel() for name, value in model.state_dict().items() if not name.startswith("tables.user/id."))
     return (
         None
         if size < MAX_GRAPH_BYTES
@@ -66,6 +70,7 @@ def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
     plain = _plain(model)
     row = np.full(2, UNKNOWN)
     user = store.padded(Queries.of([[UNKNOWN] * 3, [UNKNOWN]], time_s=0))
+    user["user"] = user_vectors(model, user["user"])
     with torch.no_grad():
         items = plain.history_items(store.items(np.arange(UNKNOWN + 1)))
     _write(_UserGraph, plain, {"items": items.numpy(), **user}, ("vectors",), folder / USER_FILE)
@@ -75,6 +80,13 @@ def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
 def item_input(batch: ItemBatch) -> dict[str, Array]:
     """Return the inputs of `item.onnx` for a batch."""
     return {"row": batch.row.numpy(), **{f"field.{name}": value.numpy() for name, value in batch.fields.items()}}
+
+
+@torch.inference_mode()
+def user_vectors(model: TwoTower, rows: Int) -> Float:
+    """Return the embeddings float32 [B, d] of the ids of user rows int64 [B]."""
+    vectors: Float = model.tables.lookup(USER_TABLE)(torch.from_numpy(rows)).float().numpy(force=True)
+    return vectors
 
 
 def refuse_external_data(graph: bytes, file: Path) -> None:
@@ -105,13 +117,15 @@ class OnnxUserTower:
 
     Parameters
     ----------
+    model
+        Its table of user ids is used.
     items
         float32 [n_item_rows, d]: history token of each item.
     threads
         Threads of one call. The towers are small: one thread is fastest and leaves the other cores to other requests.
     """
 
-    def __init__(self, file: Path, items: Float, *, threads: int = 1) -> None:
+    def __init__(self, file: Path, model: TwoTower, items: Float, *, threads: int = 1) -> None:
         import onnxruntime
 
         onnxruntime.disable_telemetry_events()
@@ -122,7 +136,7 @@ class OnnxUserTower:
         refuse_external_data(graph, file)
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._names = [value.name for value in self._session.get_inputs()]
-        self._items = items
+        self._model, self._items = model, items
 
     def with_items(self, items: Float) -> OnnxUserTower:
         """Return the same tower with other history tokens."""
@@ -147,7 +161,7 @@ class OnnxUserTower:
         return vectors
 
     def _run(self, inputs: Mapping[str, Array]) -> Float:
-        given = {**inputs, "items": self._items}
+        given = {**inputs, "items": self._items, "user": user_vectors(self._model, inputs["user"])}
         vectors: Float = self._session.run(["vectors"], {name: given[name] for name in self._names})[0]
         return vectors
 
@@ -161,11 +175,11 @@ class _UserGraph(nn.Module):
         given = dict(zip(self.names, values, strict=True))
         size, width = given["history"].shape
         batch = UserBatch(
-            items=ItemBatch(given["user"], {}),
+            items=ItemBatch(given["history"], {}),
             widths=((size, width),),
             at=torch.arange(size) * width + (given["seen"] - 1).clamp(min=0),
             seen=given["seen"],
-            user_row=given["user"],
+            user_row=given["user"],  # vectors, which `GivenVectors` passes on
             fields=_fields(given),
             **{name: given[name].flatten() for name in WIDE},
         )
@@ -189,9 +203,10 @@ def _fields(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(model: TwoTower) -> TwoTower:
-    """Return a copy on the CPU whose embedding tables are float32 matrices."""
-    tables: dict[int, Any] = {id(table): StoredTable(model.tables.lookup(name)) for name, table in model.tables.items()}
-    return copy.deepcopy(model, tables).cpu().float().eval()  # the tables, most of the memory, are not copied twice
+    """Return a copy on the CPU whose embedding tables are float32 matrices, that of user ids left out."""
+    given, tables = model.tables.lookup(USER_TABLE), [model.tables.lookup(name) for name in model.tables]
+    instead: dict[int, Any] = {id(table): GivenVectors() if table is given else StoredTable(table) for table in tables}
+    return copy.deepcopy(model, instead).cpu().float().eval()  # the tables, most of the memory, are not copied twice
 
 
 def _write(

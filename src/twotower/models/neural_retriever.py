@@ -46,16 +46,8 @@ class NeuralRetriever:
     def __init__(self, model: TwoTower, store: FeatureStore, *, n_item_rows: int, time_s: int, name: str = "two-tower") -> None:
         self.name, self.model, self.store = name, model.eval(), store
         self.device = model.log_temperature.device
-        filled, vectors = 0, torch.zeros(0)
         with torch.no_grad():
-            for batch in item_blocks(model, store, np.arange(n_item_rows), time_s):
-                block = self.model.encode_items(batch)
-                if not filled:
-                    columns = item_columns(model, store)
-                    vectors = torch.cat([block.new_empty(n_item_rows, block.shape[1]), columns], dim=1)
-                vectors[filled : filled + len(block), : block.shape[1]] = block
-                filled += len(block)
-        self.index = ExactIndex(vectors)
+            self.index = ExactIndex(*encoded_items(model, store, np.arange(n_item_rows), time_s))
 
     def with_popularity_bias(self, popularity_bias: float) -> NeuralRetriever:
         """Return a copy with this popularity bias, −1 to 1."""
@@ -121,6 +113,10 @@ class RefreshedRetriever:
             items[rows], scores[rows] = found.items, found.scores
         return Recommendations(items, scores)
 
+    def drop(self) -> None:
+        """Free the index; the next use builds it from the weights of then."""
+        self._held = None
+
     def moments(self, time_s: Int) -> Int:
         """Return the time, in seconds, of the index that is used at each of `time_s`."""
         return np.asarray(self.start_s + np.maximum(time_s - self.start_s, 0) // self.every_s * self.every_s)
@@ -128,9 +124,28 @@ class RefreshedRetriever:
     def at(self, moment: int) -> NeuralRetriever:
         """Return the retriever with the index of a time, in seconds."""
         if self._held is None or self._held[0] != moment:
+            self._held = None  # frees the old index before the new one is built
             store = self.store.with_popularity(self.popularity(moment))
             self._held = moment, NeuralRetriever(self.model, store, n_item_rows=self.n_item_rows, time_s=moment, name=self.name)
         return self._held[1]
+
+
+def encoded_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int, *, tokens: bool = False) -> list[Tensor]:
+    """Return the vectors [n, D + P] of item rows at a time, with `tokens` also their history tokens [n, d], on the model's device.
+
+    The results are filled block by block, so they are never in memory twice.
+    """
+    columns, wholes, filled = item_columns(model, store, row), list[Tensor](), 0
+    for batch in item_blocks(model, store, row, moment_s):
+        blocks = [model.encode_items(batch), *([model.history_items(batch)] if tokens else [])]
+        if not wholes:
+            widths = [blocks[0].shape[1] + columns.shape[1], *(block.shape[1] for block in blocks[1:])]
+            wholes = [block.new_empty(len(row), width) for block, width in zip(blocks, widths, strict=True)]
+            wholes[0][:, blocks[0].shape[1] :] = columns
+        for whole, block in zip(wholes, blocks, strict=True):
+            whole[filled : filled + len(block), : block.shape[1]] = block
+        filled += len(blocks[0])
+    return wholes
 
 
 def item_blocks(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> Iterator[ItemBatch]:

@@ -110,14 +110,14 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
     _set_locations(priors, item_points(system.store), user_points(sample.queries, system.store.location))
     fitted, unit = _fit(priors, list(_blocks(system, sample)))
     priors.weights.copy_(fitted)
-    system = refreshed_system(model, dataset, config, every_days)  # the columns of its vectors depend on the weights
+    system.drop()  # the columns of its vectors depend on the weights
     after = figure()
     if after < before:
         priors.load_state_dict(kept)
     weights = {str(least): [float(f"{value:.6g}") for value in row] for least, row in zip(GROUPS, fitted.tolist(), strict=True)}
     history = None
     if dataset.ordered:
-        system = refreshed_system(model, dataset, config, every_days)
+        system.drop()
         repeats, exclude_seen = config.prepare.duplicates == "keep", config.evaluation.exclude_seen
         history = choose_history_weights(system, held_out, metric=metric, exclude_seen=exclude_seen, repeats=repeats)
     return CalibrationRecord(
@@ -217,6 +217,7 @@ def _blocks(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[Block]:
                 query=torch.from_numpy(query[reachable]),
                 target=torch.from_numpy(target[reachable]),
             )
+        del retriever, vectors  # frees the index before the next one is built
 
 
 def _fit(priors: Priors, blocks: list[Block]) -> tuple[Tensor, float]:

@@ -169,6 +169,7 @@ def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int
     for moment in np.unique(moments):
         retriever = system.at(int(moment))
         vectors, width = retriever.index.vectors, retriever.index.vectors.shape[1] - system.model.priors.width
+        popularity = vectors[:, width].float().cpu().clone()  # a view would keep the index
         mine, size = np.flatnonzero(moments == moment), max(CHUNK_CELLS // system.n_item_rows, 1)
         for rows in (mine[start : start + size] for start in range(0, len(mine), size)):
             queries = held_out.queries.take(rows)
@@ -176,7 +177,8 @@ def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int
                 towers = (retriever.encode(queries) @ vectors.T / temperature).float().cpu()
                 recent = (recent_sum(queries, vectors[:, :width]) @ vectors[:, :width].T).float().cpu()
                 towers[:, :FIRST_ROW] = -torch.inf
-            yield rows, towers, recent, vectors[:, width].float().cpu()
+            yield rows, towers, recent, popularity
+        del retriever, vectors  # frees the index before the next one is built
 
 
 def fit_repeats(lists: Lists, sizes: Int) -> Float64:

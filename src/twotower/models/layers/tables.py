@@ -191,6 +191,17 @@ class StoredTable(Table):
         return mean if self.hashing is None else 2 * mean
 
 
+class GivenVectors(Table):
+    """Stands for a table in an exported graph whose caller looks up the vectors."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return the vectors [n, d] that are given instead of ids."""
+        return vectors
+
+
 class Hashing:
     """Map each id to two rows of a smaller table; PAD and UNKNOWN have rows of their own.
 
