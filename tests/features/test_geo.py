@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twotower.features.geo import EARTH_KM, distances_km, mutual_km, on_sphere, points_km
+from twotower.features.geo import EARTH_KM, distances_km, medoid, on_sphere, points_km
 
 PLACES = np.array([[0.0, 0.0], [27.95, -82.46], [27.97, -82.43], [-33.87, 151.21], [89.9, 10.0], [0.0, 179.9]])
 
@@ -22,8 +22,12 @@ def test_distances_are_those_of_the_haversine_formula(location: list[float]) -> 
     np.testing.assert_allclose(distances_km(PLACES, location), expected, rtol=1e-4, atol=2e-3)
 
 
-def test_mutual_distances_are_all_pairs() -> None:
-    np.testing.assert_array_equal(mutual_km(PLACES), np.stack([distances_km(PLACES, location) for location in PLACES.tolist()]))
+@pytest.mark.parametrize("count", [1, 2, 5, len(PLACES), 300])
+def test_the_medoid_has_the_smallest_sum_of_distances(count: int) -> None:
+    near = PLACES[0] + np.random.default_rng(count).normal(scale=0.01, size=(count, 2))  # a town
+    for places in (PLACES[:count], near, np.repeat(near[:1], 3, axis=0)):
+        sums = [float(distances_km(places, location).sum()) for location in places.tolist()]
+        assert sums[medoid(places)] == pytest.approx(min(sums), abs=1e-3 * len(places))
 
 
 def test_an_unknown_location_has_no_distance() -> None:

@@ -73,11 +73,17 @@ def distances_km(locations: Array, location: Sequence[float]) -> Float:
     return np.where(np.isfinite(locations).all(axis=1), arc, np.nan).astype(np.float32)
 
 
-def mutual_km(locations: Array) -> Float:
-    """Return the great-circle distances float32 [n, n] between all pairs of `locations` [n, 2], which must all be known."""
-    points = points_km(locations).astype(np.float64)
-    arc: Float = _arc_km(np.linalg.norm(points[:, None] - points[None], axis=2)).astype(np.float32)
-    return arc
+def medoid(locations: Array) -> int:
+    """Return the position of the location [n, 2] with the smallest sum of distances to all others. All must be known.
+
+    Examples
+    --------
+    >>> medoid(np.array([[48.1, 11.5], [48.2, 11.6], [52.5, 13.4]]))
+    1
+    """
+    points = on_sphere(locations)
+    chord = EARTH_KM * np.sqrt(np.clip(2 - 2 * (points @ points.T), 0, None))  # the law of cosines
+    return int(np.argmin(_arc_km(chord).sum(axis=1)))
 
 
 def _arc_km(chord: Float64) -> Float64:

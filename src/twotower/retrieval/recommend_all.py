@@ -106,7 +106,7 @@ def lists_of(recommender: Recommender, request: Request, now: int, start: int, s
     ids = recommender.dataset.users[USER_ID].slice(start, stop - start)
     # The request itself is valid, so an error means `within(km)` for a user without a known location: no rows.
     nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    found = recommender.find([replace(request, user=user) for user in ids.to_pylist()], now=now)
+    found = recommender.find([replace(request, user=user) for user in ids.to_pylist()], now=now, with_homes=False)
     lists = [(one.rows, one.scores) if isinstance(one, RankedRows) else nothing for one in found]
     lengths = np.array([len(rows) for rows, _ in lists], np.int64)
     rows = np.concatenate([nothing[0], *(rows for rows, _ in lists)])

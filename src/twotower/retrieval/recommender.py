@@ -28,7 +28,7 @@ import torch
 from twotower.bundle.bundle import Bundle, load_bundle
 from twotower.bundle.publish import RemoteIndex, with_milvus
 from twotower.errors import RequestError
-from twotower.features.geo import mutual_km
+from twotower.features.geo import medoid
 from twotower.retrieval.explain import Explainer
 from twotower.retrieval.exploration import POOL, explored, pool_of, uncertain_items
 from twotower.retrieval.item_details import Home, ItemDetails
@@ -212,12 +212,14 @@ class Recommender:
         return self.details.recommendations([(rows, scores, home, [])])[0]
 
     def find(
-        self, requests: Sequence[Request], stages: Stages | None = None, *, now: int | None = None
+        self, requests: Sequence[Request], stages: Stages | None = None, *, now: int | None = None, with_homes: bool = True
     ) -> list[RankedRows | RequestError]:
         """Return the item rows and scores of each request, or its error. `answer_each` turns them into answers.
 
         Parameters
         ----------
+        with_homes
+            False: do not look for the origin of the distances where only answers need it.
         now
             Time of `open_now` in seconds since 1970, for requests without a time; None: the system clock.
         """
@@ -229,7 +231,7 @@ class Recommender:
             try:
                 with stages("features"):
                     one = self.reader.read(request)
-                    home = one.near or self._home(one.history.item_row)
+                    home = one.near or (self._home(one.history.item_row) if with_homes or request.filter else None)
                 with stages("filter"):
                     parsed[i] = one, home, *self._filtered(one, home, now)
             except RequestError as error:
@@ -325,7 +327,7 @@ class Recommender:
         known = locations[np.isfinite(locations).all(axis=1)][-HOME_EVENTS:]
         if not len(known):
             return None
-        latitude, longitude = known[int(np.argmin(mutual_km(known).sum(axis=1)))].tolist()
+        latitude, longitude = known[medoid(known)].tolist()
         return latitude, longitude
 
     def _answer(self, ranked: RankedRows, items: list[Recommendation], stages: Stages) -> Answer:

@@ -23,7 +23,7 @@ from twotower.schema import DAY_S, FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
 from twotower.search.filters.item_filter import check_location
 from twotower.utils.ids import Id, id_text
 from twotower.utils.ragged import lengths_to_offsets
-from twotower.utils.types import Int
+from twotower.utils.types import Array, Int
 
 WEEK_S = 7 * DAY_S
 LAST_S = 1 << 36  # times are seconds before the year 4147
@@ -133,6 +133,18 @@ class Reader:
         events = self.dataset.events
         start, stop = events.offsets[user_row : user_row + 2].tolist()
         own = slice(start, start + int(np.searchsorted(events.time_s[start:stop], moment)))
+        one: dict[str, Array] = {"time_s": np.array([moment]), "user_row": np.array([user_row])}
+        one["location"] = np.array([near or (np.nan, np.nan)], np.float32)
+        if not request.history:  # of most requests
+            return Queries(
+                offsets=np.array([0, own.stop - start]),
+                item_row=events.item_row[own],
+                event_time_s=events.time_s[own],
+                event_type=events.event_type[own],
+                stars=events.stars[own],
+                disliked=self.dataset.disliked(one["user_row"], np.array([_until(request)])),
+                **one,
+            )
         every = np.array([self._row(number, event) for number, event in enumerate(request.history)], np.int64)
         codes = np.array([self._code(event) for event in request.history], np.int64)
         kept = np.array([at for at, event in enumerate(request.history) if self.is_history(event)], np.int64)
@@ -148,15 +160,13 @@ class Reader:
             event_time_s=np.concatenate([events.time_s[own], time_s[order]]),
             event_type=np.concatenate([events.event_type[own], codes[kept][order]]),
             stars=np.concatenate([events.stars[own], stars[order]]),
-            time_s=np.array([moment]),
-            user_row=np.array([user_row]),
-            location=np.array([near or (np.nan, np.nan)], np.float32),
             disliked=self._disliked(user_row, request, every),
+            **one,
         )
 
     def _disliked(self, user_row: int, request: Request, rows: Int) -> tuple[Int, Int] | None:
         """Return the items that the user dislikes, before the time of the request if it has one; None without any."""
-        until = LAST_S if request.time_s is None else request.time_s
+        until = _until(request)
         named = [at for at, event in enumerate(request.history) if self.is_negative(event) and (event.time_s or 0) < until]
         stored = self.dataset.disliked(np.array([user_row]), np.array([until]))
         if not named:
@@ -199,6 +209,11 @@ class Reader:
         if event.event_type not in self.event_types:
             raise RequestError(f"Unknown event type {str(event.event_type)[:80]!r}.{nearest(event.event_type, self.event_types)}")
         return self._codes.get(event.event_type, 0)
+
+
+def _until(request: Request) -> int:
+    """Return the time in seconds before which the items that the user dislikes count."""
+    return LAST_S if request.time_s is None else request.time_s
 
 
 def to_queries(requests: Sequence[ParsedRequest]) -> Queries:
