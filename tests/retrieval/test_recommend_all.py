@@ -47,10 +47,10 @@ def test_what_was_cut_off_goes_on(recommender: Recommender, tmp_path: Path, monk
     find, clock = recommender.find, count(1_000)
     moments = set()
 
-    def watched(requests: Any, now: int | None = None) -> Any:
+    def watched(requests: Any, now: int | None = None, **named: Any) -> Any:
         asked.append(len(requests))
         moments.add(now)
-        return find(requests, now=now)
+        return find(requests, now=now, **named)
 
     monkeypatch.setattr(recommender, "find", watched)
     monkeypatch.setattr("twotower.retrieval.recommend_all.time", lambda: next(clock))
