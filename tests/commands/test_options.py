@@ -48,6 +48,38 @@ def test_help_has_full_sentences_an_example_and_every_option(name: str | None, c
         assert command.short_help and command.short_help.endswith(".") and command.short_help in shown(capsys)
 
 
+def paths_of(command: click.Command) -> list[tuple[list[str], click.Parameter]]:
+    """Return the parameters of a command and its subcommands that are paths, with the words that lead to them."""
+    found = [([], one) for one in command.params if isinstance(one.type, click.Path)]
+    for name, inner in getattr(command, "commands", {}).items():
+        found += [([name, *words], one) for words, one in paths_of(inner)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "parameter"), [pytest.param(*each, id=" ".join([*each[0], each[1].name])) for each in paths_of(app)]
+)
+def test_an_empty_path_is_not_the_current_folder(
+    words: list[str],
+    parameter: click.Parameter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    empty = [parameter.opts[0], ""] if isinstance(parameter, click.Option) else [""]
+    assert main([*words, *empty]) == 2
+    assert "is empty" in capsys.readouterr().err or isinstance(parameter, click.Option), "arguments come first"
+    with pytest.raises(click.BadParameter, match="is empty"):
+        parameter.type.convert("", parameter, None)
+
+
+@pytest.mark.parametrize("command", ["prepare", "run"])
+def test_raw_data_without_a_name_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--data", "", "--out", "x"]) == 2
+    assert "is empty" in capsys.readouterr().err
+
+
 def test_completion_is_written_for_a_shell() -> None:
     command = [sys.executable, "-c", "from twotower.cli import main; main([])"]
     done = subprocess.run(command, env={"_TWOTOWER_COMPLETE": "bash_source", "PYTHONPATH": ":".join(sys.path)}, capture_output=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from twotower.commands.options import FileNamed, keep_file, overwriting, roles, say_next
+from twotower.commands.options import ANY_PATH, FileNamed, keep_file, overwriting, roles, say_next
 
 
 @click.command(short_help="Show what files hold, and a configuration to begin with.")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("paths", nargs=-1, required=True, type=ANY_PATH, metavar="FILE...")
 @roles
 @click.option("--out", type=FileNamed(".yaml", ".yml"), help="YAML file for the configuration. Default: it is printed.")
 @overwriting

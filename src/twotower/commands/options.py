@@ -19,20 +19,33 @@ import twotower
 from twotower.errors import DataError
 from twotower.utils.run_parts import MANIFEST
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
+
+class AnyPath(click.Path):
+    """A path with at least one character: click would take an unset variable of the shell, "", as the current folder."""
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path; fail if it is empty."""
+        if value == "":
+            self.fail('The path is empty. For the current folder, give ".".', param, ctx)
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
 
 
-class FileNamed(click.Path):
+ANY_PATH, FOLDER, FILE = AnyPath(), AnyPath(file_okay=False), AnyPath(dir_okay=False)
+
+
+class FileNamed(AnyPath):
     """A file to write, whose name must end with one of some suffixes: other programs choose the format by it."""
 
     def __init__(self, *suffixes: str) -> None:
-        super().__init__(path_type=Path, dir_okay=False)
+        super().__init__(dir_okay=False)
         self.suffixes = suffixes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; fail if its suffix is another."""
-        file = Path(os.fsdecode(super().convert(value, param, ctx)))
+        file = super().convert(value, param, ctx)
         if file.suffix.lower() not in self.suffixes:
             self.fail(f"{str(file)!r} must end with {' or '.join(self.suffixes)}.", param, ctx)
         return file
@@ -151,6 +164,8 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         from twotower.utils.config import load_config
 
+        if "" in data:
+            raise click.UsageError('A path of --data is empty. For the current folder, give ".".')
         if named and not data:
             option = next(iter(named)).replace("_", "-")
             raise click.UsageError(f"--{option} describes the files of --data, which is missing. Add --data FILE.")
@@ -238,17 +253,17 @@ def inside(folder: Path, name: str) -> Path:
     return folder if (folder / MANIFEST).is_file() or not (folder / name / MANIFEST).is_file() else folder / name
 
 
-class BundleFolder(click.Path):
+class BundleFolder(AnyPath):
     """A parameter type: a bundle, or a run that contains one."""
 
     def __init__(self) -> None:
-        super().__init__(path_type=Path, file_okay=False)
+        super().__init__(file_okay=False)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the bundle's folder."""
         from twotower.bundle.sealed_folder import bundle_in  # loads the settings
 
-        return bundle_in(Path(str(super().convert(value, param, ctx))))
+        return bundle_in(super().convert(value, param, ctx))
 
 
 BUNDLE = BundleFolder()

@@ -15,6 +15,7 @@ import click
 
 from twotower.commands.feedback import check_address
 from twotower.commands.options import (
+    ANY_PATH,
     FOLDER,
     FloatRange,
     a_user,
@@ -131,7 +132,7 @@ def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
 
 @click.command(short_help="Train a run on new events; publish it if it is not worse.")
 @click.argument("run", type=FOLDER)
-@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="New events: files or a folder like those of the run.")
+@click.option("--data", multiple=True, type=ANY_PATH, help="New events: files or a folder like those of the run.")
 @click.option("--events", metavar="STORE", help="Event store of a server, instead of --data: sqlite:PATH or redis://….")
 @click.option("--out", type=FOLDER, help="Folder for the new dataset, model and bundle. Default: RUN, which is exchanged at once.")
 @click.option(

@@ -121,14 +121,16 @@ def question_loss(users: Tensor, items: Tensor, target_offsets: Int, target_row:
     target_offsets, target_row
         int64 [B + 1] and [T]: the targets of each query.
     """
-    total, rows = 0.0, max(BLOCK // len(items), 1)
+    total, rows = 0.0, SAMPLE // 4
+    offered = torch.split(items[FIRST_ROW:], max(BLOCK // rows, 1))  # a block of items is read once for many queries
     for start in range(0, len(users), rows):
-        stop = min(start + rows, len(users))
-        scores = (users[start:stop] @ items.T).float() / temperature
-        scores[:, :FIRST_ROW] = float("-inf")
+        some = users[start : start + rows]
+        stop = start + len(some)
+        sums = [torch.logsumexp((some @ part.T).float() / temperature, dim=1) for part in offered]
         answers = torch.from_numpy(target_row[target_offsets[start] : target_offsets[stop]]).to(items.device)
-        query = torch.from_numpy(np.repeat(np.arange(stop - start), np.diff(target_offsets[start : stop + 1]))).to(items.device)
-        total += float((torch.logsumexp(scores, dim=1)[query] - scores[query, answers]).sum())
+        query = torch.from_numpy(np.repeat(np.arange(len(some)), np.diff(target_offsets[start : stop + 1]))).to(items.device)
+        scores = (some[query] * items[answers]).sum(dim=1).float() / temperature
+        total += float((torch.logsumexp(torch.stack(sums), dim=0)[query] - scores).sum())
     return total / max(int(target_offsets[len(users)]), 1)
 
 
