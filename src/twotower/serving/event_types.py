@@ -113,6 +113,14 @@ class PositionLost(Exception):
     """Raised if the entry at a position no longer exists, because the store was emptied or replaced by an older copy."""
 
 
+class StoreDamaged(BusyError):
+    """Raised if the file of a store cannot be read, and no other process keeps it from being read; `cause` says why."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"Cannot read the event file: {cause}. Check the disk.")
+        self.cause = cause
+
+
 class StoreInUse(BusyError):
     """Raised if another process has to finish its work in the store first. The store itself works."""
 

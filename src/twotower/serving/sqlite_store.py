@@ -23,6 +23,7 @@ from twotower.serving.event_types import (
     Event,
     Forgotten,
     LoggedAnswer,
+    StoreDamaged,
     answer_as_json,
     answer_from_json,
     digest_of,
@@ -144,7 +145,7 @@ class SQLiteStore:
         try:
             rows = self._connection.execute(_SELECT, (int(position or 0), PAGE)).fetchall()
         except sqlite3.Error as error:
-            raise BusyError(f"Cannot read the event file: {clause(error)}. Check the disk.") from None
+            raise _unreadable(error) from None
         return [(str(row[0]), Event(*row[1:]) if row[3] else Forgotten(row[1])) for row in rows]
 
     def log_answers(self, answers: Sequence[LoggedAnswer]) -> list[bool]:
@@ -175,7 +176,7 @@ class SQLiteStore:
         try:
             found = [self._connection.execute(_SELECT_ANSWER, (one,)).fetchone() for one in request_ids]
         except sqlite3.Error as error:
-            raise BusyError(f"Cannot read the event file: {clause(error)}. Check the disk.") from None
+            raise _unreadable(error) from None
         return readable_answers(row[0] for row in found if row is not None)
 
     def answers(self, position: str) -> tuple[str, list[LoggedAnswer]]:
@@ -183,7 +184,7 @@ class SQLiteStore:
         try:
             rows = self._connection.execute(_SELECT_ANSWERS, (int(position or 0), ANSWERS_PAGE)).fetchall()
         except sqlite3.Error as error:
-            raise BusyError(f"Cannot read the event file: {clause(error)}. Check the disk.") from None
+            raise _unreadable(error) from None
         return (str(rows[-1][0]) if rows else position), [answer_from_json(row[1]) for row in rows]
 
     def forget(self, user: str) -> int:
@@ -230,7 +231,7 @@ class SQLiteStore:
             run("COMMIT")
         except sqlite3.Error as error:
             self._undo("read the changes of items", error)
-            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
+            raise _unreadable(error) from None
         return None if revision == known else (revision, item_changes_of(rows))
 
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
@@ -311,6 +312,12 @@ _COUNT_CHANGE = (  # the row without an item counts the changes
 _SELECT_REVISION = "SELECT value FROM item_changes WHERE item_id = ''"
 _SELECT_ANSWER = "SELECT answer FROM answers WHERE request_id = ?"
 _SELECT_ANSWERS = "SELECT position, answer FROM answers WHERE position > ? ORDER BY position LIMIT ?"
+
+
+def _unreadable(error: sqlite3.Error) -> BusyError:
+    if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return BusyError("Cannot read the event file now: another process holds it. Try again later.")
+    return StoreDamaged(clause(error))
 
 
 def _row(e: Event) -> tuple[object, ...]:

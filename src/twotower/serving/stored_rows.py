@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from twotower.errors import BusyError, DataError
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import ANSWERS_PAGE, UNREADABLE, Event, EventStore, LoggedAnswer, PositionLost
+from twotower.serving.event_types import ANSWERS_PAGE, UNREADABLE, Event, EventStore, LoggedAnswer, PositionLost, StoreDamaged
 from twotower.serving.redis_store import without_password
 from twotower.serving.row_faults import DamagedRowError, fault_of_answer, fault_of_event, quoted
 from twotower.utils.console import log
 
 REPAIR = "Delete it from the log, or use a backup of the store."
-_SQLITE = re.compile(r"Cannot read the event file: (.*)\. Check the disk\.")
 
 
 @contextmanager
@@ -32,11 +30,8 @@ def reading(url: str) -> Iterator[EventStore]:
     store = open_store(url, reading=True)
     try:
         yield store
-    except BusyError as error:
-        found = _SQLITE.fullmatch(str(error))
-        if found is None or "locked" in found[1]:
-            raise
-        raise DataError(f"The log {url} is damaged: {found[1]}. Name the store of a server, or a backup of it.") from None
+    except StoreDamaged as error:
+        raise DataError(f"The log {url} is damaged: {error.cause}. Name the store of a server, or a backup of it.") from None
     except PositionLost:
         name = url if url.startswith("sqlite:") else without_password(url)
         raise BusyError(f"Events of {name} were deleted while it was read. Run the command again.") from None
