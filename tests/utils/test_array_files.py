@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from twotower.errors import DataError
-from twotower.utils.array_files import open_arrays, write_arrays
+from twotower.utils.array_files import arrays_of, open_arrays, write_arrays
 
 ARRAYS: dict[str, Any] = {
     "flags": np.array([True, False, True]),
@@ -89,3 +90,15 @@ def test_a_damaged_file_is_refused_in_one_line(content: bytes, tmp_path: Path) -
     assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="missing"):
         open_arrays(tmp_path / "missing")
+
+
+@dataclass(frozen=True)
+class Pair:
+    rows: Any
+    stars: Any = None
+
+
+def test_the_arrays_of_a_record_are_not_copied() -> None:
+    rows, stars = ARRAYS["rows"], ARRAYS["grid"]
+    assert {name: id(array) for name, array in arrays_of(Pair(rows, stars)).items()} == {"rows": id(rows), "stars": id(stars)}
+    assert arrays_of(Pair(rows)).keys() == {"rows"}

@@ -18,7 +18,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from twotower.schema import FIRST_ROW
 from twotower.search.filters.item_filter import ResolvedFilter
 from twotower.search.index import ExactIndex, Index, joined
 from twotower.search.registry import load_index
-from twotower.utils.array_files import open_arrays, write_arrays
+from twotower.utils.array_files import arrays_of, open_arrays, write_arrays
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import ResolvedConfig, parse_config
 from twotower.utils.console import log
@@ -206,7 +206,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: Bes
         store = open_store(dataset, "future", config.model)
         weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
         (folder / MODEL_FILE).write_bytes(save(weights))
-        write_arrays(folder / INDEX_FILE, asdict(item_arrays(model, store, dataset, moment)))
+        write_arrays(folder / INDEX_FILE, arrays_of(item_arrays(model, store, dataset, moment)))
         why_not = hindrance(model)
         if why_not is None:
             export_towers(model, store, folder / TOWERS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from twotower.data.dataset_features import open_store
 from twotower.data.forgetting import rows_to_forget, without_users
 from twotower.schema import UNKNOWN
 from twotower.search.registry import renew_index
-from twotower.utils.array_files import write_arrays
+from twotower.utils.array_files import arrays_of, write_arrays
 from twotower.utils.manifests import BundleManifest
 from twotower.utils.types import Int
 
@@ -53,7 +53,7 @@ def forget_users(path: Path, gone: Callable[[str], bool]) -> BundleManifest | No
         store = open_store(dataset, "future", bundle.config.model)
         model = model_of(dataset, bundle.config, weights, store)
         arrays = item_arrays(model, store, dataset, bundle.moment_s)  # popularity does not count the events any more
-        write_arrays(folder / INDEX_FILE, asdict(replace(arrays, offered=bundle.arrays.offered)))
+        write_arrays(folder / INDEX_FILE, arrays_of(replace(arrays, offered=bundle.arrays.offered)))
         renew_index(folder / INDEX, torch.from_numpy(arrays.vectors))
         if (folder / REPORT).is_file():
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))

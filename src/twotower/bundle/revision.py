@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from twotower.errors import DataError
 from twotower.features.encoders import encode_items as encode_item_features
 from twotower.schema import FIRST_ROW, ITEM_ID, NEIGHBOURS, PAD, UNKNOWN, FeatureSpec
 from twotower.search.registry import renew_index
-from twotower.utils.array_files import write_arrays
+from twotower.utils.array_files import arrays_of, write_arrays
 from twotower.utils.manifests import BundleManifest, IndexRecord
 from twotower.utils.types import Int, Mask
 
@@ -58,7 +58,7 @@ def add_items(path: Path, file: Path) -> BundleManifest:
     def write(folder: Path) -> None:
         fresh = with_items(bundle, new)
         _write_items(fresh.dataset, folder / DATASET)
-        write_arrays(folder / INDEX_FILE, asdict(fresh.arrays))
+        write_arrays(folder / INDEX_FILE, arrays_of(fresh.arrays))
         renew_index(folder / INDEX, torch.from_numpy(fresh.arrays.vectors))
 
     return revise(bundle, write)
@@ -72,7 +72,7 @@ def with_items(bundle: Bundle, new: pa.Table) -> Bundle:
     new
         Items with all columns of the catalogue.
     """
-    known, old = bundle.dataset.n_item_rows, asdict(bundle.arrays)
+    known, old = bundle.dataset.n_item_rows, arrays_of(bundle.arrays)
     rows = bundle.dataset.item_rows(new[ITEM_ID].to_pylist())
     fresh = rows == UNKNOWN
     rows[fresh] = known + np.arange(fresh.sum())
@@ -87,7 +87,7 @@ def with_items(bundle: Bundle, new: pa.Table) -> Bundle:
         ),  # an item that returns keeps its earlier events
         offered=np.ones(len(rows), np.bool_),
     )
-    arrays = ItemArrays(**{name: _extended(old[name], value, rows) for name, value in asdict(added).items()})
+    arrays = ItemArrays(**{name: _extended(old[name], value, rows) for name, value in arrays_of(added).items()})
     tower = None if bundle.tower is None else bundle.tower.with_items(arrays.tokens)
     return replace(bundle, dataset=dataset, store=store, arrays=arrays, tower=tower)
 
@@ -107,7 +107,7 @@ def remove_items(path: Path, ids: Sequence[str]) -> BundleManifest:
         raise DataError(f"Cannot remove item {name!r}: it is not in the catalogue of {path}. Check the id.")
     offered = bundle.arrays.offered.copy()
     offered[rows] = False
-    changed = asdict(replace(bundle.arrays, offered=offered))
+    changed = arrays_of(replace(bundle.arrays, offered=offered))
     return revise(bundle, lambda folder: write_arrays(folder / INDEX_FILE, changed))
 
 
@@ -124,7 +124,7 @@ def take_over(path: Path, old: Path) -> BundleManifest:
         return bundle.manifest
 
     def write(folder: Path) -> None:
-        write_arrays(folder / INDEX_FILE, asdict(replace(bundle.arrays, offered=offered)))
+        write_arrays(folder / INDEX_FILE, arrays_of(replace(bundle.arrays, offered=offered)))
         if before.built is not None:
             shutil.copytree(old / INDEX, folder / INDEX)
             renew_index(folder / INDEX, torch.from_numpy(bundle.arrays.vectors))
@@ -174,7 +174,7 @@ def _write_items(dataset: Dataset, folder: Path) -> None:
     """Write the items of a dataset into its copy at `folder`."""
     pq.write_table(dataset.items, folder / ITEMS_FILE, compression="zstd")
     write_arrays(folder / ITEM_FEATURES_FILE, dataset.item_features)
-    write_arrays(folder / ITEM_EVENTS_FILE, asdict(dataset.item_events))
+    write_arrays(folder / ITEM_EVENTS_FILE, arrays_of(dataset.item_events))
     hashes = {name: sha256(folder / name) for name in dataset.manifest.hashes}
     manifest = dataset.manifest.model_copy(update={"hashes": hashes})
     (folder / MANIFEST).write_text(json.dumps(manifest.json_values(), indent=1, sort_keys=True))

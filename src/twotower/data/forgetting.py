@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from twotower.data.dataset import EVENTS_FILE, NEGATIVES_FILE, POSITIONS_FILE, USER_FEATURES_FILE, Dataset
 from twotower.schema import FIRST_ROW, TEST, TRAIN, UNKNOWN, USER_ID, VALID, WITHHELD
-from twotower.utils.array_files import open_arrays, write_arrays
+from twotower.utils.array_files import arrays_of, open_arrays, write_arrays
 from twotower.utils.ids import WHOLE, id_types
 from twotower.utils.manifests import DatasetManifest
 from twotower.utils.ragged import lengths_to_offsets
@@ -46,9 +46,9 @@ def without_users(dataset: Dataset, rows: Int, folder: Path) -> None:
     dropped = np.isin(np.arange(dataset.n_user_rows), rows)
     changed: dict[str, dict[str, Array]] = {}
     kept = ~dropped[dataset.events.user_row]
-    changed[EVENTS_FILE] = _taken(asdict(dataset.events), kept, dropped)
+    changed[EVENTS_FILE] = _taken(arrays_of(dataset.events), kept, dropped)
     if dataset.negatives is not None:
-        changed[NEGATIVES_FILE] = _taken(asdict(dataset.negatives), ~dropped[dataset.negatives.user_row], dropped)
+        changed[NEGATIVES_FILE] = _taken(arrays_of(dataset.negatives), ~dropped[dataset.negatives.user_row], dropped)
     if (dataset.path / POSITIONS_FILE).is_file():
         changed[POSITIONS_FILE] = {name: value[kept] for name, value in open_arrays(dataset.path / POSITIONS_FILE).items()}
     features = {name: np.array(value) for name, value in dataset.user_features.items()}
@@ -100,7 +100,7 @@ def scrubbed(value: Any, names: list[str]) -> Any:
 def _taken(arrays: dict[str, Any], kept: Mask, dropped: Mask) -> dict[str, Array]:
     offsets = arrays.pop("offsets")
     sizes = np.where(dropped, 0, np.diff(offsets))
-    taken = {name: np.array(value)[kept] for name, value in arrays.items() if value is not None}
+    taken = {name: np.array(value)[kept] for name, value in arrays.items()}
     return {"offsets": lengths_to_offsets(sizes), **taken}
 
 

@@ -7,7 +7,6 @@ ones, those that were held out before included, are training events.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from twotower.schema import (
     WEIGHT,
     WITHHELD,
 )
-from twotower.utils.array_files import open_arrays, write_arrays
+from twotower.utils.array_files import arrays_of, open_arrays, write_arrays
 from twotower.utils.config import SplitConfig
 from twotower.utils.manifests import DatasetCounts, DatasetManifest, KeptCounts
 from twotower.utils.ragged import lengths_to_offsets
@@ -111,7 +110,7 @@ def _write_events(
         "positive": columns[POSITIVE].astype(np.bool_),
         "split": split,
     }
-    kept = asdict(old) | {"item_row": item_new_row[old.item_row], "split": _as_trained(old.split)}
+    kept = arrays_of(old) | {"item_row": item_new_row[old.item_row], "split": _as_trained(old.split)}
     if old.request is not None or (request.any() and not (base.negatives is None and growth.negatives is None)):
         fresh["request"] = request
         kept["request"] = np.zeros(len(old), np.int64) if old.request is None else old.request
@@ -120,7 +119,7 @@ def _write_events(
     order = np.lexsort((joined["time_s"], owner))
     offsets = lengths_to_offsets(np.bincount(owner, minlength=len(user_new_row)))
     events = Events(offsets=offsets, **{name: value[order] for name, value in joined.items()})
-    write_arrays(folder / EVENTS_FILE, {name: value for name, value in asdict(events).items() if value is not None})
+    write_arrays(folder / EVENTS_FILE, arrays_of(events))
     if (base.path / POSITIONS_FILE).is_file():
         position = growth.events[POSITION].fill_null(0) if POSITION in growth.events.column_names else None
         new = np.zeros(len(named), np.int64) if position is None else position.to_numpy().astype(np.int64)
@@ -132,7 +131,7 @@ def _write_events(
     order = np.lexsort((every["time_s"], row))
     offsets = lengths_to_offsets(np.bincount(row, minlength=len(item_new_row)))
     write_arrays(
-        folder / ITEM_EVENTS_FILE, asdict(ItemEvents(offsets=offsets, **{name: value[order] for name, value in every.items()}))
+        folder / ITEM_EVENTS_FILE, arrays_of(ItemEvents(offsets=offsets, **{name: value[order] for name, value in every.items()}))
     )
     counts = np.bincount(events.split, minlength=WITHHELD + 1).tolist()
     names = {"train_events": TRAIN, "valid_events": VALID, "withheld_events": WITHHELD}

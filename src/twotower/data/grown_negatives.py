@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from twotower.data.event_tables import codes_of
 from twotower.data.growth import Growth, rows_of
 from twotower.data.sources.raw_tables import POSITION, REQUEST
 from twotower.schema import EVENT_TYPE, FIRST_ROW, STARS, TIME, TRAIN, VALID, WEIGHT, WITHHELD
-from twotower.utils.array_files import write_arrays
+from twotower.utils.array_files import arrays_of, write_arrays
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Array, Int
 
@@ -48,7 +47,7 @@ def write_negatives(
     """
     types, parts = list(base.manifest.negative_types), list[dict[str, Array]]()
     if base.negatives is not None:
-        old = asdict(base.negatives) | {"user_row": user_new_row[base.negatives.user_row]}
+        old = arrays_of(base.negatives) | {"user_row": user_new_row[base.negatives.user_row]}
         split = np.where(base.negatives.split == WITHHELD, WITHHELD, TRAIN)
         parts.append(old | {"item_row": item_new_row[old["item_row"]], "split": split.astype(np.int8)})
     if growth.negatives is not None:
@@ -77,7 +76,6 @@ def write_negatives(
     owner = joined.pop("user_row")
     order = np.lexsort((joined["time_s"], owner))
     offsets = lengths_to_offsets(np.bincount(owner, minlength=len(user_new_row)))
-    write_arrays(
-        folder / NEGATIVES_FILE, asdict(NegativeEvents(offsets=offsets, **{name: value[order] for name, value in joined.items()}))
-    )
+    negatives = NegativeEvents(offsets=offsets, **{name: value[order] for name, value in joined.items()})
+    write_arrays(folder / NEGATIVES_FILE, arrays_of(negatives))
     return dict(zip(types, np.bincount(joined["event_type"], minlength=len(types)).tolist(), strict=True)), types

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,15 @@ from twotower.utils.types import Array
 TYPES = {"BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
 LENGTH_BYTES = 8  # of the little-endian integer that holds the header's length
+
+
+def arrays_of(record: Any) -> dict[str, Array]:
+    """Return the arrays of a dataclass by name, without those that are None.
+
+    They are not copied. `dataclasses.asdict` copies every array, which at ten million items takes gigabytes.
+    """
+    named = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: array for name, array in named.items() if array is not None}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
