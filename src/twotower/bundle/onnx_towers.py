@@ -29,14 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from twotower.errors import DataError
 from twotower.features.batches import ItemBatch, UserBatch
 from twotower.features.feature_store import WIDTHS, FeatureStore
-from twotower.models.layers.tables import GivenVectors, StoredTable
+from twotower.models.layers.tables import RowTable, Table
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries
-from twotower.schema import UNKNOWN
+from twotower.schema import PAD, UNKNOWN
 from twotower.utils.types import Array, Float, Int
 
 USER_FILE, ITEM_FILE = "user.onnx", "item.onnx"
@@ -166,6 +167,34 @@ class OnnxUserTower:
         return vectors
 
 
+class _StoredTable(Table):
+    """Frozen copy of a table of any kind, for exported graphs: one float32 matrix."""
+
+    def __init__(self, table: Table) -> None:
+        nn.Module.__init__(self)
+        self.ids, self.rows, self.hashing = table.ids, table.rows, table.hashing
+        weight = table.weight.detach().float()
+        self.register_buffer("weight", weight * table.scale.float() if isinstance(table, RowTable) else weight)
+
+    def mean(self, ids: Tensor) -> Tensor:
+        """Return the mean vectors, as `Table.mean`, with operations that every runtime has."""
+        at = ids if self.hashing is None else self.hashing.rows_of(ids).flatten(1)
+        known = (at != PAD)[..., None].to(self.weight.dtype)
+        mean = (F.embedding(at, self.weight) * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+        return mean if self.hashing is None else 2 * mean
+
+
+class _GivenVectors(Table):
+    """Stands for a table in an exported graph whose caller looks up the vectors."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return the vectors [n, d] that are given instead of ids."""
+        return vectors
+
+
 class _UserGraph(nn.Module):
     def __init__(self, model: TwoTower, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -179,7 +208,7 @@ class _UserGraph(nn.Module):
             widths=((size, width),),
             at=torch.arange(size) * width + (given["seen"] - 1).clamp(min=0),
             seen=given["seen"],
-            user_row=given["user"],  # vectors, which `GivenVectors` passes on
+            user_row=given["user"],  # vectors, which `_GivenVectors` passes on
             fields=_fields(given),
             **{name: given[name].flatten() for name in WIDE},
         )
@@ -205,7 +234,7 @@ def _fields(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _plain(model: TwoTower) -> TwoTower:
     """Return a copy on the CPU whose embedding tables are float32 matrices, that of user ids left out."""
     given, tables = model.tables.lookup(USER_TABLE), [model.tables.lookup(name) for name in model.tables]
-    instead: dict[int, Any] = {id(table): GivenVectors() if table is given else StoredTable(table) for table in tables}
+    instead: dict[int, Any] = {id(table): _GivenVectors() if table is given else _StoredTable(table) for table in tables}
     return copy.deepcopy(model, instead).cpu().float().eval()  # the tables, most of the memory, are not copied twice
 
 

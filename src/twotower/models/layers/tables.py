@@ -174,34 +174,6 @@ class RowTable(Table):
         self.least_scale = float(state["least_scale"])
 
 
-class StoredTable(Table):
-    """Frozen copy of a table of any kind, for exported graphs: one float32 matrix."""
-
-    def __init__(self, table: Table) -> None:
-        nn.Module.__init__(self)
-        self.ids, self.rows, self.hashing = table.ids, table.rows, table.hashing
-        weight = table.weight.detach().float()
-        self.register_buffer("weight", weight * table.scale.float() if isinstance(table, RowTable) else weight)
-
-    def mean(self, ids: Tensor) -> Tensor:
-        """Return the mean vectors, as `Table.mean`, with operations that every runtime has."""
-        at = ids if self.hashing is None else self.hashing.rows_of(ids).flatten(1)
-        known = (at != PAD)[..., None].to(self.weight.dtype)
-        mean = (F.embedding(at, self.weight) * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
-        return mean if self.hashing is None else 2 * mean
-
-
-class GivenVectors(Table):
-    """Stands for a table in an exported graph whose caller looks up the vectors."""
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Return the vectors [n, d] that are given instead of ids."""
-        return vectors
-
-
 class Hashing:
     """Map each id to two rows of a smaller table; PAD and UNKNOWN have rows of their own.
 
