@@ -80,6 +80,47 @@ def test_raw_data_without_a_name_are_refused(command: str, capsys: pytest.Captur
     assert "is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "publish BUNDLE --to BUNDLE/x.parquet",
+        "publish BUNDLE --to x.parquet --users BUNDLE/x.parquet",
+        "publish BUNDLE --to BUNDLE/dataset/x.db",
+        "recommend BUNDLE --all --out BUNDLE/x.parquet",
+        "recommend BUNDLE --all --engine spark --out BUNDLE/x",
+        "tune-index BUNDLE --plot BUNDLE/x.svg",
+        "events backup sqlite:x --out BUNDLE/x.sqlite",
+        "events export sqlite:x --out BUNDLE/x.parquet",
+        "new-key x --role read --into BUNDLE/x",
+        "simulate --out BUNDLE/x",
+        "demo --out BUNDLE/x --overwrite",
+        "serve BUNDLE --events sqlite:BUNDLE/x --port 0",
+        "serve BUNDLE --events sqlite:BUNDLE/x --port 0 --workers 2",
+        "publish BUNDLE --to x.parquet --users ./x.parquet",
+    ],
+)
+def test_nothing_is_written_into_a_bundle_and_no_file_twice(
+    command: str, town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(town_bundle.rglob("*"))
+    words = command.replace("BUNDLE", str(town_bundle)).split()
+    done = subprocess.run([sys.executable, "-m", "twotower", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "may hold only the files that its manifest lists" in line or "are both" in line
+    assert sorted(town_bundle.rglob("*")) == before and not list(tmp_path.iterdir())
+
+
+def test_a_key_is_added_to_a_file_of_keys_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, keys = tmp_path / "env.sh", tmp_path / "keys"
+    other.write_text("export A=1\n")
+    assert main(["new-key", "x", "--role", "read", "--into", str(other)]) == 2
+    assert "is not a key" in capsys.readouterr().err and other.read_text() == "export A=1\n"
+    assert [main(["new-key", name, "--role", "read", "--into", str(keys)]) for name in "xy"] == [0, 0]
+    assert len(keys.read_text().splitlines()) == 2
+
+
 def test_completion_is_written_for_a_shell() -> None:
     command = [sys.executable, "-c", "from twotower.cli import main; main([])"]
     done = subprocess.run(command, env={"_TWOTOWER_COMPLETE": "bash_source", "PYTHONPATH": ":".join(sys.path)}, capture_output=True)

@@ -351,6 +351,21 @@ def test_mistakes_are_one_line(town_bundle: Path, target: str, said: str, capsys
     assert "use workers: 1" in capsys.readouterr().err
 
 
+def test_a_file_that_another_process_has_opened_is_one_line(town_bundle: Path, tmp_path: Path) -> None:
+    file, program = tmp_path / "town.db", [sys.executable, "-m", "twotower"]
+    hold = f"import time; from pymilvus import MilvusClient; held = MilvusClient({str(file)!r}); print(flush=True); time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline()
+            for words in (["publish", str(town_bundle), "--to", str(file)], ["serve", str(town_bundle), "--index", str(file)]):
+                done = subprocess.run([*program, *words], capture_output=True, text=True, timeout=120)
+                lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+                assert done.returncode == 2 and len(lines) == 1, done.stderr
+                assert "another process has opened it. Close other programs that use the file" in lines[0]
+        finally:
+            holder.kill()
+
+
 def test_a_collection_of_others_stays(town_bundle: Path, tmp_path: Path) -> None:
     from pymilvus import MilvusClient
 

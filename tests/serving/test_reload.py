@@ -93,8 +93,9 @@ def test_a_bad_bundle_is_refused_and_the_one_before_goes_on(
         for folder in (tmp_path / "nowhere", cut):
             answer = reload(client, keyed, folder)
             assert answer.status_code == 422 and str(folder) in answer.json()["error"]["message"]
+        assert "is not a bundle" in reload(client, keyed, Path("a\0b")).json()["error"]["message"]
         assert client.post("/v1/recommend", json={"k": 1}).json()["version"] == version
-        assert 'twotower_reloads_total{outcome="refused"} 2.0' in client.get("/metrics").text
+        assert 'twotower_reloads_total{outcome="refused"} 3.0' in client.get("/metrics").text
 
 
 def test_a_bundle_that_loads_and_cannot_answer_is_refused(

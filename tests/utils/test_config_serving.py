@@ -116,12 +116,27 @@ def test_an_invalid_value_names_its_variable(name: str, value: str, wanted: str)
         ({"root_path": "/shop/"}, "serving.root_path"),
         ({"tls_cert": "a.pem"}, "only one of tls_cert and tls_key"),
         ({"burst": 0}, "serving.burst"),
+        *(
+            ({"allowed_origins": [one]}, "is not a site")
+            for one in ("shop", "*", "null", "https://a.org/b", "https://a.org, https://b.org")
+        ),
+        *(
+            ({"allowed_hosts": [one]}, "is not a name of a host")
+            for one in ("https://a.org", "a b", "a.org:80", "a.*.org", "", "::g")
+        ),
     ],
 )
 def test_an_invalid_section_is_an_error_of_one_line(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         parse_config({"serving": given})
     assert "\n" not in str(error.value)
+
+
+def test_names_and_addresses_of_hosts_and_sites_are_valid() -> None:
+    hosts = ["shop", "a-1.b_2.org", "*.b.org", "10.0.0.7", "::1", "[fe80::1]"]
+    origins = ["https://a.org", "http://localhost:8080/", "http://[::1]:80", "capacitor://localhost"]
+    serving = parse_config({"serving": {"allowed_hosts": hosts, "allowed_origins": origins}}).serving
+    assert (serving.allowed_hosts, serving.allowed_origins) == (hosts, origins)
 
 
 def test_the_settings_of_the_server_are_no_part_of_a_run() -> None:

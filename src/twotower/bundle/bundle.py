@@ -325,5 +325,5 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     try:
         folder, manifest = path.stat(), (path / MANIFEST).stat()
         return folder.st_dev, folder.st_ino, manifest.st_ino
-    except OSError:
+    except (OSError, ValueError):  # ValueError: the path has a NUL
         return None

@@ -27,6 +27,7 @@ from twotower.commands.options import (
     served,
 )
 from twotower.errors import ConfigError
+from twotower.utils.run_parts import keep_sealed
 
 if TYPE_CHECKING:
     from twotower.utils.config_serving import ServingConfig
@@ -163,6 +164,8 @@ def _recommend_to_all(
     """Write the lists of all users to a file, or on Spark to the folder `out`."""
     if file is not None:
         keep_file(file, overwrite=overwrite)
+    elif "://" not in out:
+        keep_sealed(Path(out))
     from twotower.pipeline.bundle_stages import recommend_all_stage, recommend_on_spark_stage
     from twotower.retrieval.request import Request
 
@@ -201,6 +204,8 @@ def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Pat
         Names("index", INDEX_KINDS).check(kind)
     from twotower.pipeline.bundle_stages import tune_index_stage
 
+    if plot is not None:
+        keep_sealed(plot)
     picture = plot or bundle.with_name(f"{bundle.name}-index.svg")
     best = tune_index_stage(bundle, recall=recall, k=k, kinds=chosen, plot=picture, say=click.echo)
     click.echo(f"{bundle}: {best.kind} {best.settings}; recall {best.recall:.4f}, {best.p50_ms:.3f} ms; plot in {picture}")
@@ -260,8 +265,12 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
       twotower new-key till-7 --role write --into api.keys
     """
     from twotower.serving.access import new_key as made
+    from twotower.serving.access import read_keys
 
     key, line = made(name, roles)
+    keep_sealed(into)
+    if into.is_file():
+        read_keys(into)  # refuses another kind of file
     with open(os.open(into, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
         file.write(f"{line}\n")
     click.echo(key)

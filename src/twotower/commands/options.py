@@ -17,7 +17,7 @@ import click
 
 import twotower
 from twotower.errors import DataError
-from twotower.utils.run_parts import MANIFEST
+from twotower.utils.run_parts import MANIFEST, keep_sealed
 
 
 class AnyPath(click.Path):
@@ -224,6 +224,7 @@ def keep_existing(out: Path, names: Sequence[str], *, overwrite: bool, resume: b
     """
     from twotower.utils.console import is_first_process
 
+    keep_sealed(out)
     if overwrite or resume or not is_first_process() or not out.is_dir():  # only the first process checks, before it writes
         return
     found = [name for name in names if (out / name).exists()] if names else sorted(path.name for path in out.iterdir())[:3]
@@ -235,13 +236,14 @@ def keep_existing(out: Path, names: Sequence[str], *, overwrite: bool, resume: b
 
 
 def keep_file(out: Path, *, overwrite: bool) -> None:
-    """Refuse to overwrite a file.
+    """Refuse to overwrite a file, and to write into a bundle or dataset.
 
     Raises
     ------
     DataError
-        The file exists, and the user did not ask to overwrite it.
+        The file exists, and the user did not ask to overwrite it; or see `keep_sealed`.
     """
+    keep_sealed(out)
     if out.is_file() and not overwrite:
         raise DataError(
             f"{out} already exists. Existing files are not replaced by default. Choose another file, or add --overwrite."

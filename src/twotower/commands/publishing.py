@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from twotower.commands.options import BUNDLE, FILE, PARQUET, keep_file, overwriting, say_next
+from twotower.utils.run_parts import keep_sealed
 
 
 @click.command(short_help="Write the vectors of a bundle to Parquet or Milvus.")
@@ -38,6 +39,10 @@ def publish(bundle: Path, target: str, users: Path | None, exact: bool, overwrit
         raise click.UsageError(f"--to is {target!r}. It must end with .parquet or .db, or start with milvus://.")
     if exact and address is None:
         raise click.UsageError("--exact needs --to milvus://… or a .db file: a Parquet file has no index.")
+    if users is not None and (address is None and Path(target).absolute() == users.absolute()):
+        raise click.UsageError(f"--to and --users are both {users}. Give two files.")
+    if address is not None and "://" not in target:
+        keep_sealed(Path(target))
     for file in (None if address else Path(target), users):
         if file is not None:
             keep_file(file, overwrite=overwrite)

@@ -10,6 +10,7 @@ The version before stays for servers that still use it. Milvus is imported only 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -241,8 +242,11 @@ class MilvusStore:
             if self._client is None:
                 if self._file and not Path(self.address.uri).resolve().parent.is_dir():
                     raise DataError(f"The folder of {self.address.uri} does not exist. Create it, or use another path.")
+                os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core writes to stderr about connections that it renews
                 from pymilvus import MilvusClient
 
+                if self._file:
+                    importlib.import_module("milvus_lite.server_manager")  # makes its loggers
                 for known in list(logging.root.manager.loggerDict):  # errors are raised; its log has long tracebacks
                     if known.startswith(("pymilvus", "milvus_lite", "grpc")):
                         logging.getLogger(known).disabled = True
@@ -308,4 +312,6 @@ def _alias_of(client: Any, alias: str) -> str | None:
 def _reason(error: BaseException) -> str:
     """Return what an error of Milvus says, on one line."""
     text = str(getattr(error, "message", "") or getattr(error, "details", lambda: "")() or error)
+    if text == "Open local milvus failed":  # its log has the reason: the folder of the file is locked
+        return "it is damaged, or another process has opened it"
     return " ".join(text.split())[:200].rstrip(".") or type(error).__name__

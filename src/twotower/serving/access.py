@@ -87,7 +87,7 @@ class Access:
         self._hosts = frozenset(host.lower().strip("[]") for host in hosts)
         self._file, self._stamp, self._looked = keys_file, self._stamp_of(keys_file), time.monotonic()
         self._fixed = _of_variables(variables or {})
-        self._keys: Keys = {**self._fixed, **_of_file(keys_file)}
+        self._keys: Keys = {**self._fixed, **read_keys(keys_file)}
 
     @property
     def has_keys(self) -> bool:
@@ -141,7 +141,7 @@ class Access:
         if stamp != self._stamp:
             self._stamp = stamp
             try:
-                self._keys = {**self._fixed, **_of_file(self._file)}
+                self._keys = {**self._fixed, **read_keys(self._file)}
                 log.info("read %d API keys again", len(self._keys))
             except (OSError, TwoTowerError) as error:
                 log.error("the API keys stay as they were: %s", error)
@@ -222,7 +222,14 @@ def _of_variables(variables: Mapping[str, str]) -> dict[str, frozenset[str]]:
     return keys
 
 
-def _of_file(file: Path | None) -> dict[str, frozenset[str]]:
+def read_keys(file: Path | None) -> dict[str, frozenset[str]]:
+    """Return the roles by digest of a file of hashed keys; none without a file.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or is not a file of keys.
+    """
     if file is None:
         return {}
     try:

@@ -14,6 +14,7 @@ from twotower.errors import ConfigError
 from twotower.serving.event_types import EventStore
 from twotower.serving.redis_store import RedisStore
 from twotower.serving.sqlite_store import SQLiteStore, lock_file
+from twotower.utils.run_parts import keep_sealed
 
 
 def open_store(url: str, *, shared: bool = False, reading: bool = False, create: bool = True) -> EventStore:
@@ -36,7 +37,10 @@ def open_store(url: str, *, shared: bool = False, reading: bool = False, create:
         The store cannot be opened, or another server uses it.
     """
     if url.startswith("sqlite:") and len(url) > len("sqlite:"):
-        return SQLiteStore(Path(url.removeprefix("sqlite:")), shared=shared, reading=reading, create=create)
+        path = Path(url.removeprefix("sqlite:"))
+        if not reading:
+            keep_sealed(path)
+        return SQLiteStore(path, shared=shared, reading=reading, create=create)
     if url.startswith(("redis://", "rediss://", "unix://")):
         return RedisStore(url)
     scheme = url.partition(":")[0]  # the rest may contain a password
@@ -50,8 +54,10 @@ def lock_store(url: str) -> Callable[[], None]:
     Raises
     ------
     DataError
-        Another server uses it, or the file cannot be created.
+        Another server uses it, the file cannot be created, or it would be inside a bundle.
     """
     if not url.startswith("sqlite:"):
         return lambda: None  # it is made for several servers
-    return lock_file(Path(url.removeprefix("sqlite:")), 0.0)
+    path = Path(url.removeprefix("sqlite:"))
+    keep_sealed(path)
+    return lock_file(path, 0.0)

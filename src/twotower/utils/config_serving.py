@@ -11,6 +11,7 @@ in the file of `api_keys`.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ INJECTED = re.compile(r"(tcp|udp)://")
 """What an orchestrator writes into TWOTOWER_PORT for a service named twotower."""
 SMALL = 1e-9  # a rounding error of percentages
 TILES = re.compile(r"https?://[\w.-]+(:\d+)?/[^\s\"'<>;,]+")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,?#*]+/?", re.IGNORECASE)
+HOST_NAME = re.compile(r"(\*\.)?[\w-]+(\.[\w-]+)*")
 PASSWORD = re.compile(r"(?<=://)[^@/]*@")
 
 
@@ -162,6 +165,24 @@ class ServingConfig(Limits):
             raise ValueError(f"invalid address {url[:80]!r}; expected one such as https://tiles.example.org/{{z}}/{{x}}/{{y}}.png")
         return url
 
+    @field_validator("allowed_origins")
+    @classmethod
+    def _sites(cls, origins: list[str]) -> list[str]:
+        for one in origins:
+            if ORIGIN.fullmatch(one) is None:
+                raise ValueError(f"{one[:80]!r} is not a site; expected its scheme and name, such as https://shop.example.org")
+        return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, hosts: list[str]) -> list[str]:
+        for one in hosts:
+            if HOST_NAME.fullmatch(one) is None and not _is_ipv6(one.strip("[]")):
+                raise ValueError(
+                    f"{one[:80]!r} is not a name of a host; expected one such as shop.example.org, without scheme or port"
+                )
+        return hosts
+
     @field_validator("split")
     @classmethod
     def _sums_to_all(cls, split: list[float]) -> list[float]:
@@ -205,6 +226,13 @@ class FromEnvironment(str):
         made = super().__new__(cls, value)
         made.variable = variable
         return made
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return bool(ipaddress.IPv6Address(text))
+    except ValueError:
+        return False
 
 
 def serving_settings(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Name the files of a run, and remove those of an older run. This is the one list of them.
+"""Name the files of a run, remove those of an older run, and keep other files out of sealed folders. This is the one list of them.
 
 A folder of `twotower run` has `PARTS` and `REPORTS`; the files of the training are in its part `model`. A folder of
 `twotower train` has the files of the training itself, and a bundle.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+
+from twotower.errors import DataError
 
 PARTS = ("dataset", "model", "bundle")
 REPORT, REPORT_PAGE, REPORT_BEFORE = "report.json", "report.html", "report_before_update"
@@ -39,3 +41,18 @@ def remove_parts(folder: Path, names: Iterable[str]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def keep_sealed(out: Path) -> None:
+    """Refuse a path inside a bundle or a dataset: the manifest of such a folder lists its files, and no other may be there.
+
+    Raises
+    ------
+    DataError
+        A folder above `out` has a manifest with hashes.
+    """
+    for folder in out.absolute().parents:
+        if (folder / MANIFEST).is_file() and b'"hashes"' in (folder / MANIFEST).read_bytes():
+            raise DataError(
+                f"{out} is inside {folder}, which may hold only the files that its manifest lists. Choose another path."
+            )
