@@ -106,6 +106,16 @@ def test_it_is_found_without_a_validation_part_too(town, tmp_path: Path) -> None
     assert float(load_checkpoint(tmp_path / "run" / "best.pt")["model"]["priors.new_popularity"]) != 0
 
 
+def test_new_items_without_features_take_no_positions(dataset: Dataset, tmp_path: Path) -> None:
+    config = settings(max_steps=20)
+    names = ["item.state", *(f"item.{spec.name}" for spec in dataset.specs if spec.side == "item")]
+    config = config.model_copy(update={"model": config.model.model_copy(update={"exclude_features": names})})
+    trainer = TwoTowerTrainer(dataset, config, tmp_path)
+    trainer.fit()
+    popularity, retriever = calibrated(trainer, 0.15)
+    assert share_of_positions(trainer, retriever, popularity, 0) < 0.01
+
+
 def test_where_popularity_has_no_part_nothing_is_made_of_it(dataset: Dataset, tmp_path: Path) -> None:
     config = settings(max_steps=2)
     config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_prior": 0.0})})

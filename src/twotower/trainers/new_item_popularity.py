@@ -23,6 +23,7 @@ from twotower.utils.types import Float, Int
 
 TOP_K = 10
 QUESTIONS = 1000
+INDISTINCT = 1e-6  # numbers of unit vectors that differ less are the same
 SIMULATED_SHARE = 0.05  # minimum share of the known items
 
 
@@ -34,7 +35,8 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
     time_s
         Time of the retriever's item vectors, in seconds.
     exposure
-        Share of the top-10 positions, in [0, 1).
+        Share of the top-10 positions, in [0, 1). If nothing distinguishes new items, because no feature does, it is 0: all have the
+        same vector, so a list has none or as many as fit.
 
     Returns
     -------
@@ -53,7 +55,10 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
     chosen = np.sort(np.random.default_rng(seed).choice(known, size, replace=False))
     at = torch.from_numpy(chosen).to(device)
     kept = vectors[at].clone()
-    vectors[at, :width], vectors[at, popularity] = _as_if_new(retriever, chosen, time_s), 0.0
+    made = _as_if_new(retriever, chosen, time_s)
+    if bool(((made - made[0]).abs() < INDISTINCT).all()):  # they would fill a list together, without a reason for any
+        exposure = 0.0
+    vectors[at, :width], vectors[at, popularity] = made, 0.0
     as_new, other = np.zeros((2, dataset.n_item_rows), np.bool_)
     as_new[chosen], other[known] = True, True
     queries = _questions(dataset, seed)

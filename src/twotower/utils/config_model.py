@@ -116,7 +116,8 @@ class ModelConfig(Settings):
     vectors learn the deviation from it. 0: no prior."""
     new_item_exposure: float = Field(0.035, ge=0, lt=1)
     """Share of the top-10 positions that new items take over all users, calibrated as if they were at least 5 % of the known items.
-    With more or fewer new items the real share differs. Has no effect if `popularity_prior` is 0."""
+    With more or fewer new items the real share differs. 0 if no feature distinguishes new items. Has no effect if
+    `popularity_prior` is 0."""
     temperature: float = Field(0.1, ge=0.01, le=1.0)
     """Divisor of the scores in the softmax loss; the initial value if `learn_temperature` is true."""
     learn_temperature: bool = False
