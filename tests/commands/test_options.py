@@ -13,6 +13,7 @@ import pytest
 from twotower.bundle.sealed_folder import bundle_in
 from twotower.cli import app, main
 from twotower.commands.options import SECTIONS, inside
+from twotower.utils.run_parts import keep_sealed
 
 HEAVY = ("torch", "ibis", "sklearn", "scipy", "implicit", "pyarrow", "twotower.utils.config")
 
@@ -110,6 +111,12 @@ def test_nothing_is_written_into_a_bundle_and_no_file_twice(
     (line,) = done.stderr.strip().splitlines()
     assert "may hold only the files that its manifest lists" in line or "are both" in line
     assert sorted(town_bundle.rglob("*")) == before and not list(tmp_path.iterdir())
+
+
+def test_manifests_of_others_keep_nothing_out(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"hashes": {}}')
+    (tmp_path / "folder" / "manifest.json").mkdir(parents=True)
+    keep_sealed(tmp_path / "folder" / "lists.parquet")
 
 
 def test_a_key_is_added_to_a_file_of_keys_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

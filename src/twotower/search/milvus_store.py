@@ -312,6 +312,6 @@ def _alias_of(client: Any, alias: str) -> str | None:
 def _reason(error: BaseException) -> str:
     """Return what an error of Milvus says, on one line."""
     text = str(getattr(error, "message", "") or getattr(error, "details", lambda: "")() or error)
-    if text == "Open local milvus failed":  # its log has the reason: the folder of the file is locked
+    if text == "Open local milvus failed":  # all that it says
         return "it is damaged, or another process has opened it"
     return " ".join(text.split())[:200].rstrip(".") or type(error).__name__

@@ -52,7 +52,11 @@ def keep_sealed(out: Path) -> None:
         A folder above `out` has a manifest with hashes.
     """
     for folder in out.absolute().parents:
-        if (folder / MANIFEST).is_file() and b'"hashes"' in (folder / MANIFEST).read_bytes():
+        try:
+            manifest = (folder / MANIFEST).read_bytes()
+        except OSError:
+            continue
+        if all(key in manifest for key in (b'"format"', b'"hashes"', b'"kind"')):
             raise DataError(
                 f"{out} is inside {folder}, which may hold only the files that its manifest lists. Choose another path."
             )
