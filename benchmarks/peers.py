@@ -4,14 +4,16 @@
 
 Settings are those of the authors of eSASRec (RecSys 2025): two blocks, 256 sampled negatives, learning rate 0.001, dropout 0.2. A
 peer trains until the validation figure has not risen for ten epochs, or the minutes of training (CPU time) are over; its lists at
-the best epoch answer the test questions. Prints a JSON line for each validation and one for the test part, appended to
-benchmarks/results/peers.jsonl. Only leave-one-out sets can be used.
+the best epoch answer the test questions. Prints a JSON line for each validation and for each metric of the test part, appended to
+benchmarks/results/peers.jsonl, beside the figures of the two-tower in the results of quality_over_time.py and quality.py, which run
+before. Only leave-one-out sets can be used.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import QUALITY_SETS, RESULTS, ROOT, Row, commit, machine, tell
-from quality import prepared
+from common import QUALITY_SETS, RESULTS, ROOT, claim, in_words, tell
+from quality import MODEL, prepared
+from quality_over_time import METRIC, curves_of, told
+from report import latest_settings, read_rows
 
 from twotower.data.dataset import Dataset
 from twotower.errors import TwoTowerError
@@ -32,7 +36,7 @@ from twotower.utils.console import setup_logging
 from twotower.utils.types import Int, Mask
 
 TITLES = {"sasrec": "RecTools SASRec, sampled softmax", "esasrec": "RecTools eSASRec"}
-METRICS = ("NDCG@10", "HitRate@10", "NDCG@20", "HitRate@20")
+METRICS = ("HitRate@10", "NDCG@10")
 PATIENCE = 10
 
 
@@ -68,11 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config, dataset = prepared(given.set, given.seed, Path(folder))
             write_events(dataset, Path(folder))
             for model in given.models:
-                shared = {"set": given.set, "system": TITLES[model], "factors": given.factors, "seed": given.seed}
-                shared |= {"machine": machine(), "commit": commit()}
                 command = [str(given.peer_python.absolute()), str(ROOT / "benchmarks" / "rectools_peer.py"), folder, model]
                 command += ["--factors", str(given.factors), "--seed", str(given.seed)]
-                fit(command, model, Path(folder), config, dataset, given.minutes, shared, given.results)
+                peer = Peer(given.set, f"{TITLES[model]}, width {given.factors}", command, Path(folder) / model, given.seed)
+                fit(peer, config, dataset, given.minutes, given.results)
     except TwoTowerError as error:
         sys.stderr.write(f"peers: error: {' '.join(str(error).split())}\n")
         return 2
@@ -86,40 +89,62 @@ def write_events(dataset: Dataset, folder: Path) -> None:
     np.savez(folder / "events.npz", user=events.user_row[kept], item=events.item_row[kept], split=events.split[kept])
 
 
-def fit(
-    command: list[str], model: str, folder: Path, config: Config, dataset: Dataset, minutes: float, shared: Row, results: Path
-) -> None:
+@dataclass(frozen=True)
+class Peer:
+    """A peer on a dataset.
+
+    Attributes
+    ----------
+    command
+        Fits it, and writes its lists to `lists`-valid.npy and `lists`-test.npy.
+    """
+
+    set: str
+    name: str
+    command: list[str]
+    lists: Path
+    seed: int
+
+
+def fit(peer: Peer, config: Config, dataset: Dataset, minutes: float, results: Path) -> None:
     """Drive the peer to its best validation figure, and evaluate that on the test part."""
-    best, spent = -1.0, {"epoch": 0, "seconds": 0.0, "cpu_s": 0.0}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
-        assert peer.stdin is not None and peer.stdout is not None
-        for line in peer.stdout:
-            told = json.loads(line)
-            values = figures(TITLES[model], folder / f"{model}-valid.npy", "valid", config, dataset)
-            tell({**shared, "part": "valid", **told, "metrics": values}, results)
-            if values["NDCG@10"] > best:
-                best, spent = values["NDCG@10"], told
-                say(peer, "test")
-                peer.stdout.readline()
-            say(peer, "go" if told["epoch"] < spent["epoch"] + PATIENCE and told["cpu_s"] < 60 * minutes else "stop")
-    if peer.returncode:
-        raise TwoTowerError(f"{' '.join(command)} ended with {peer.returncode}. Run it alone to see why.")
-    values = figures(TITLES[model], folder / f"{model}-test.npy", "test", config, dataset)
-    tell({**shared, "part": "test", **spent, "metrics": values}, results)
+    ours = (MODEL, *curves_of(read_rows(RESULTS / "quality_over_time.jsonl"))[peer.set][MODEL][-1])
+    best, spent = -1.0, {"epoch": 0, "cpu_s": 0.0}
+    with subprocess.Popen(peer.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for line in process.stdout:
+            done = json.loads(line)
+            value = figures(peer, "valid", config, dataset)[METRIC]
+            tell(told(peer.set, peer.name, (done["cpu_s"], value), ours, peer.seed, epoch=done["epoch"]), results)
+            if value > best:
+                best, spent = value, done
+                say(process, "test")
+                process.stdout.readline()
+            say(process, "go" if done["epoch"] < spent["epoch"] + PATIENCE and done["cpu_s"] < 60 * minutes else "stop")
+    if process.returncode:
+        raise TwoTowerError(f"{' '.join(peer.command)} ended with {process.returncode}. Run it alone to see why.")
+    rows = latest_settings([row for row in read_rows(RESULTS / "quality.jsonl") if row["set"] == peer.set])
+    for metric, value in figures(peer, "test", config, dataset).items():
+        mean = statistics.fmean(row["metrics"][metric] for row in rows if row["system"] == MODEL and not row.get("refit"))
+        title = f"{peer.set}, test {metric} of {peer.name}"
+        more = {"set": peer.set, "system": peer.name, "epoch": spent["epoch"], "cpu_s": spent["cpu_s"]}
+        tell(row := claim(title, value, "", MODEL, mean, peer.seed, **more), results)
+        sys.stderr.write(in_words(row))
 
 
-def say(peer: subprocess.Popen[str], order: str) -> None:
+def say(process: subprocess.Popen[str], order: str) -> None:
     """Answer the peer."""
-    assert peer.stdin is not None
-    peer.stdin.write(order + "\n")
-    peer.stdin.flush()
+    assert process.stdin is not None
+    process.stdin.write(order + "\n")
+    process.stdin.flush()
 
 
-def figures(name: str, file: Path, part: str, config: Config, dataset: Dataset) -> dict[str, float]:
-    """The mean metrics of lists on the questions of a part."""
-    system = Lists(name, np.load(file))
-    found = evaluate(system, dataset.held_out(part), dataset, config.evaluation, metrics=METRICS, beyond_k=None)
-    return {metric: round(found.mean(metric), 5) for metric in METRICS}
+def figures(peer: Peer, part: str, config: Config, dataset: Dataset) -> dict[str, float]:
+    """The mean metrics of the peer's lists on the questions of a part; of the validation part those of the two-tower's training."""
+    system = Lists(peer.name, np.load(f"{peer.lists}-{part}.npy"))
+    held_out = dataset.held_out(part, max_queries=config.training.eval_queries if part == "valid" else None, seed=config.seed)
+    found = evaluate(system, held_out, dataset, config.evaluation, metrics=METRICS, beyond_k=None)
+    return {metric: found.mean(metric) for metric in METRICS}
 
 
 if __name__ == "__main__":

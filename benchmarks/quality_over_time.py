@@ -1,10 +1,12 @@
-"""Measure quality over training time: the model and tuned iALS on the same validation queries.
+"""Measure quality over training time: the model with the default recipe, and tuned iALS, on the same validation queries.
 
-    python benchmarks/quality_over_time.py s3rec --plot docs/quality_over_time.svg
+    python benchmarks/quality_over_time.py toys beauty s3rec
+    python benchmarks/quality_over_time.py --plot docs/quality_over_time.svg
 
-The model is validated four times per epoch. Its seconds include the iALS factors that initialise the item ids, but not the
-validations. iALS is fitted separately for each number of iterations, with tuned settings. Each point gives a JSON line, appended to
-benchmarks/results/quality_over_time.jsonl, with the final value of iALS for comparison.
+Seconds are of CPU time; run it on one core. Those of the model include the recipe race, the iALS factors that initialise the item
+ids, and its validations. iALS is fitted separately for each number of iterations, with tuned settings. Each point gives a JSON
+line, appended to benchmarks/results/quality_over_time.jsonl, with the final value of iALS for comparison. --plot draws all points
+of the results, and those of `peers.py` beside them.
 """
 
 from __future__ import annotations
@@ -20,80 +22,84 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-from common import QUALITY_SETS, RESULTS, claim, in_words, machine, tell
+from common import QUALITY_SETS, RESULTS, Row, claim, in_words, tell
 from matplotlib import pyplot
-from quality import prepared
+from quality import MODEL, prepared
+from report import read_rows
 
 from twotower.baselines.baselines import IALS
 from twotower.data.dataset import Dataset
 from twotower.errors import TwoTowerError
 from twotower.evaluation.evaluator import evaluate, fit_baseline
-from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.pipeline.stages import Watch, train_stage
+from twotower.trainers.callbacks import Callback, Training
 from twotower.utils.config import Config
 from twotower.utils.console import setup_logging
 
 METRIC = "NDCG@10"
 ITERATIONS = (1, 2, 3, 5, 8, 15)
-Curve = list[tuple[float, float]]  # seconds, METRIC
+COLOURS = ("#8a6d3b", "#0b6e99", "#7a4b94", "#3c7a57")
+Curve = list[tuple[float, float]]  # CPU seconds, METRIC
 
 
-class Timed(TwoTowerTrainer):
-    """Trainer that records the time and value of each validation."""
+class Clock(Callback):
+    """Record the CPU time and value of each validation."""
 
-    def begin(self) -> None:
-        """Start the clock."""
+    def __init__(self) -> None:
         self.curve: Curve = []
-        self.began, self.apart = time.perf_counter(), 0.0
-        super().begin()
+        self.began = time.process_time()
 
-    def validate(self) -> dict[str, float]:
-        """Validate without counting the time."""
-        began = time.perf_counter()
-        found = super().validate()
-        self.curve.append((began - self.began - self.apart, found[METRIC]))
-        self.apart += time.perf_counter() - began
-        return found
+    def on_validation(self, training: Training, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+        """Add a point."""
+        self.curve.append((time.process_time() - self.began, metrics[METRIC]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, append and draw; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", choices=QUALITY_SETS)
+    parser.add_argument("sets", nargs="*", metavar="SET", help=f"what to measure: {', '.join(QUALITY_SETS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="file of the picture (.svg)")
     parser.add_argument("--results", type=Path, default=RESULTS / "quality_over_time.jsonl")
     given = parser.parse_args(arguments)
+    if unknown := set(given.sets) - set(QUALITY_SETS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(QUALITY_SETS)}")
     setup_logging(quiet=True)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            often = ("training.eval_every_epochs=0.25", "training.patience=20")
-            config, dataset = prepared(given.set, given.seed, Path(folder), *often)
-            curves = {
-                "iALS": factorised(dataset, config, tuned(dataset, config)),
-                "two-tower": trained(dataset, config, Path(folder) / "run"),
-            }
+        for name in given.sets:
+            with tempfile.TemporaryDirectory() as folder:
+                config, dataset = prepared(name, given.seed, Path(folder))
+                curves = {
+                    "iALS": factorised(dataset, config, tuned(dataset, config)),
+                    MODEL: trained(dataset, config, Path(folder) / "run"),
+                }
+            against = curves["iALS"][-1]
+            for system, curve in curves.items():
+                for point in curve:
+                    tell(row := told(name, system, point, ("iALS", *against), given.seed), given.results)
+                    sys.stderr.write(in_words(row))
+        if given.plot:
+            files = [given.results, given.results.with_name("peers.jsonl")]
+            draw([row for file in files if file.is_file() for row in read_rows(file)], given.plot)
     except TwoTowerError as error:
-        sys.stderr.write(f"quality_over_time: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"quality_over_time: error: {error}\n")
         return 2
-    seconds, best = curves["iALS"][-1]
-    for name, curve in curves.items():
-        for after, value in curve:
-            title = f"{given.set}, validation {METRIC} of {name} after {after:.0f} s"
-            row = claim(
-                title, value, "", f"iALS after {seconds:.0f} s", best, given.seed, set=given.set, system=name, seconds=after
-            )
-            tell(row, given.results)
-            sys.stderr.write(in_words(row))
-    if given.plot:
-        draw(curves, given.plot, QUALITY_SETS[given.set].title)
     return 0
+
+
+def told(name: str, system: str, point: tuple[float, float], against: tuple[str, float, float], seed: int, **more: Any) -> Row:
+    """Return the row of a point (CPU seconds, metric) of a system on the validation part, beside one of another system."""
+    rival, rival_s, rival_value = against
+    title = f"{name}, validation {METRIC} of {system}"
+    named = f"{rival} after {rival_s:.0f} CPU s"
+    return claim(title, point[1], "", named, rival_value, seed, set=name, system=system, cpu_s=round(point[0], 1), **more)
 
 
 def trained(dataset: Dataset, config: Config, out: Path) -> Curve:
     """Return the curve of the model."""
-    trainer = Timed(dataset, config, out)
-    trainer.fit()
-    return trainer.curve
+    clock = Clock()
+    train_stage(config, dataset.path, out, watch=Watch([clock]))
+    return clock.curve
 
 
 def tuned(dataset: Dataset, config: Config) -> dict[str, Any]:
@@ -106,28 +112,42 @@ def factorised(dataset: Dataset, config: Config, settings: Mapping[str, Any]) ->
     held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
     curve = []
     for iterations in ITERATIONS:
-        began = time.perf_counter()
+        began = time.process_time()
         system = IALS(dataset, **{**settings, "iterations": iterations})
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         curve.append(
             (seconds, evaluate(system, held_out, dataset, config.evaluation, metrics=[METRIC], beyond_k=None).mean(METRIC))
         )
     return curve
 
 
-def draw(curves: dict[str, Curve], file: Path, title: str) -> None:
-    """Draw both curves over the logarithm of the seconds."""
+def curves_of(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
+    """Return set → system → curve: the points of the last run, whose seconds rise."""
+    found: dict[str, dict[str, Curve]] = {}
+    for row in rows:
+        if "cpu_s" in row and row["claim"].endswith(f"validation {METRIC} of {row['system']}"):
+            curve = found.setdefault(row["set"], {}).setdefault(row["system"], [])
+            if curve and row["cpu_s"] <= curve[-1][0]:
+                curve.clear()
+            curve.append((row["cpu_s"], row["figure"]))
+    return found
+
+
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """Draw a panel for each set: every system over the logarithm of the CPU seconds."""
     matplotlib.rcParams["svg.hashsalt"] = "two-tower"  # the same curves are the same file
-    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
-    for (name, curve), colour in zip(curves.items(), ("#8a6d3b", "#0b6e99"), strict=True):
-        seconds, values = zip(*curve, strict=True)
-        axes.plot(seconds, values, marker="o", markersize=3.5, color=colour, label=name)
-    axes.set_xscale("log")
-    axes.set_xlabel(f"seconds of training ({machine()})")
-    axes.set_ylabel(f"validation {METRIC}")
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    found = curves_of(rows)
+    figure, panels = pyplot.subplots(1, len(found), figsize=(4.2 * len(found), 3.6), layout="constrained", squeeze=False)
+    for axes, (name, curves) in zip(panels[0], found.items(), strict=True):
+        for (system, curve), colour in zip(curves.items(), COLOURS, strict=False):
+            seconds, values = zip(*curve, strict=True)
+            axes.plot(seconds, values, marker="o", markersize=2.5, color=colour, label=system)
+        axes.set_xscale("log")
+        axes.set_xlabel("CPU seconds of training, one core")
+        axes.set_title(QUALITY_SETS[name].title, loc="left", fontsize=10)
+        axes.grid(alpha=0.25)
+    panels[0][0].set_ylabel(f"validation {METRIC}")
+    panels[0][0].legend(frameon=False)
     figure.savefig(file, metadata={"Date": None})
 
 

@@ -43,6 +43,8 @@ BESIDES = (
         "refused",
         "failed",
         "reloads",
+        "epoch",
+        "cpu_s",
     ),
     *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb", "examples_per_s", "users_a_second"),
 )
