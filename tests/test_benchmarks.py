@@ -32,7 +32,7 @@ KEYS = {"set", "protocol", "system", "metrics", "seed", "machine", "commit", "se
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
     """The modules, imported as when a script of the folder runs."""
-    names = ("common", "report", "quality", "index", "large_index", "full_run", "large_bundle")
+    names = ("common", "report", "quality", "quality_over_time", "ablation", "index", "large_index", "full_run", "large_bundle")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -224,3 +224,28 @@ def test_a_run_and_its_server_are_measured(scripts: SimpleNamespace, tmp_path: P
     kinds = ["p50, known users", "p50, unknown users with 5 items"]
     assert claims == ["start of the server", "first answer", *kinds, "memory of its own", "peak memory, pages of files included"]
     assert all(row["figure"] > 0 for row in lines(served))
+
+
+def test_a_curve_is_the_last_run_of_a_system_on_a_set(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    told, curves_of = scripts.quality_over_time.told, scripts.quality_over_time.curves_of
+    rival = ("iALS", 2.0, 0.05)
+    older = [told("toys", "two-tower", (seconds, 0.01), rival, 0) for seconds in (10.0, 20.0, 30.0)]
+    newer = [told("toys", "two-tower", (seconds, 0.02), rival, 0) for seconds in (11.0, 22.0)]
+    other = [told("beauty", "two-tower", (5.0, 0.03), rival, 0), told("toys", "iALS", (2.0, 0.05), rival, 0)]
+    test = {**other[1], "claim": "toys, test NDCG@10 of iALS"}
+    rows = [*older, *other, *newer, test]
+    assert curves_of(rows) == {
+        "toys": {"two-tower": [(11.0, 0.02), (22.0, 0.02)], "iALS": [(2.0, 0.05)]},
+        "beauty": {"two-tower": [(5.0, 0.03)]},
+    }
+    scripts.quality_over_time.draw(rows, tmp_path / "curves.svg")
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert drawn.count('id="axes_') == 2
+
+
+def test_each_candidate_of_the_race_can_be_taken_apart(scripts: SimpleNamespace) -> None:
+    candidates = {one.name: one.config for one in scripts.ablation.entrants(load_config(None))}
+    assert set(candidates) == set(scripts.ablation.PARTS)
+    for name, config in candidates.items():
+        for changes in (scripts.ablation.SHARED_PARTS | scripts.ablation.PARTS[name]).values():
+            assert scripts.ablation.with_settings(config, changes) != config
