@@ -136,10 +136,11 @@ def curves_of(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
 def draw(rows: Sequence[Row], file: Path) -> None:
     """Draw a panel for each set: every system over the logarithm of the CPU seconds."""
     matplotlib.rcParams["svg.hashsalt"] = "two-tower"  # the same curves are the same file
-    found = curves_of(rows)
+    found, colours = curves_of(rows), dict[str, str]()
     figure, panels = pyplot.subplots(1, len(found), figsize=(4.2 * len(found), 3.6), layout="constrained", squeeze=False)
     for axes, (name, curves) in zip(panels[0], found.items(), strict=True):
-        for (system, curve), colour in zip(curves.items(), COLOURS, strict=False):
+        for system, curve in curves.items():
+            colour = colours.setdefault(system, COLOURS[len(colours) % len(COLOURS)])
             seconds, values = zip(*curve, strict=True)
             axes.plot(seconds, values, marker="o", markersize=2.5, color=colour, label=system)
         axes.set_xscale("log")
@@ -147,7 +148,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         axes.set_title(QUALITY_SETS[name].title, loc="left", fontsize=10)
         axes.grid(alpha=0.25)
     panels[0][0].set_ylabel(f"validation {METRIC}")
-    panels[0][0].legend(frameon=False)
+    named = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=len(COLOURS), frameon=False)
     figure.savefig(file, metadata={"Date": None})
 
 
