@@ -2,11 +2,11 @@
 
     python benchmarks/peers.py toys --peer-python PEER/.venv/bin/python --minutes 60
 
-Settings are those of the authors of eSASRec (RecSys 2025): two blocks, 256 sampled negatives, learning rate 0.001, dropout 0.2. A
-peer trains until the validation figure has not risen for ten epochs, or the minutes of training (CPU time) are over; its lists at
-the best epoch answer the test questions. Prints a JSON line for each validation and for each metric of the test part, appended to
-benchmarks/results/peers.jsonl, beside the figures of the two-tower in the results of quality_over_time.py and quality.py, which run
-before. Only leave-one-out sets can be used.
+Settings are from the grid of the authors of eSASRec (RecSys 2025): width 64 or 256, two blocks, 256 sampled negatives, learning
+rate 0.001, dropout 0.2. A peer trains until the validation figure has not risen for ten epochs, or the minutes of training (CPU
+time) are over; its lists at the best epoch answer the test questions. Prints a JSON line for each validation and for each metric of
+the test part, appended to benchmarks/results/peers.jsonl, beside the figures of the two-tower in the results of
+quality_over_time.py and quality.py, which run before. Only leave-one-out sets can be used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from quality_over_time import METRIC, curves_of, told
 from report import latest_settings, read_rows
 
 from twotower.data.dataset import Dataset
-from twotower.errors import TwoTowerError
+from twotower.errors import DataError, TwoTowerError
 from twotower.evaluation.evaluator import evaluate
 from twotower.retriever import Queries, Recommendations
 from twotower.utils.config import Config
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     setup_logging(quiet=True)
     try:
+        ours = figures_of_ours(given.set)
         with tempfile.TemporaryDirectory() as folder:
             config, dataset = prepared(given.set, given.seed, Path(folder))
             write_events(dataset, Path(folder))
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 command = [str(given.peer_python.absolute()), str(ROOT / "benchmarks" / "rectools_peer.py"), folder, model]
                 command += ["--factors", str(given.factors), "--seed", str(given.seed)]
                 peer = Peer(given.set, f"{TITLES[model]}, width {given.factors}", command, Path(folder) / model, given.seed)
-                fit(peer, config, dataset, given.minutes, given.results)
+                fit(peer, ours, config, dataset, given.minutes, given.results)
     except TwoTowerError as error:
         sys.stderr.write(f"peers: error: {' '.join(str(error).split())}\n")
         return 2
@@ -106,16 +107,41 @@ class Peer:
     seed: int
 
 
-def fit(peer: Peer, config: Config, dataset: Dataset, minutes: float, results: Path) -> None:
+@dataclass(frozen=True)
+class Ours:
+    """What the two-tower reached on the dataset: its last validation (CPU seconds, metric), and its test metrics."""
+
+    valid: tuple[float, float]
+    test: dict[str, float]
+
+
+def figures_of_ours(name: str) -> Ours:
+    """Return the two-tower's figures of a dataset: of its last curve, and the mean over the seeds of its latest settings.
+
+    Raises
+    ------
+    DataError
+        They were not measured.
+    """
+    curve = curves_of(read_rows(RESULTS / "quality_over_time.jsonl")).get(name, {}).get(MODEL)
+    rows = [row for row in read_rows(RESULTS / "quality.jsonl") if row["set"] == name]
+    if not curve or not rows:
+        raise DataError(
+            f"The results have no figures of the two-tower on {name}. Run quality.py and quality_over_time.py {name} first."
+        )
+    seeds = [row["metrics"] for row in latest_settings(rows) if row["system"] == MODEL and not row.get("refit")]
+    return Ours(curve[-1], {metric: statistics.fmean(metrics[metric] for metrics in seeds) for metric in METRICS})
+
+
+def fit(peer: Peer, ours: Ours, config: Config, dataset: Dataset, minutes: float, results: Path) -> None:
     """Drive the peer to its best validation figure, and evaluate that on the test part."""
-    ours = (MODEL, *curves_of(read_rows(RESULTS / "quality_over_time.jsonl"))[peer.set][MODEL][-1])
     best, spent = -1.0, {"epoch": 0, "cpu_s": 0.0}
     with subprocess.Popen(peer.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         for line in process.stdout:
             done = json.loads(line)
             value = figures(peer, "valid", config, dataset)[METRIC]
-            tell(told(peer.set, peer.name, (done["cpu_s"], value), ours, peer.seed, epoch=done["epoch"]), results)
+            tell(told(peer.set, peer.name, (done["cpu_s"], value), (MODEL, *ours.valid), peer.seed, epoch=done["epoch"]), results)
             if value > best:
                 best, spent = value, done
                 say(process, "test")
@@ -123,12 +149,10 @@ def fit(peer: Peer, config: Config, dataset: Dataset, minutes: float, results: P
             say(process, "go" if done["epoch"] < spent["epoch"] + PATIENCE and done["cpu_s"] < 60 * minutes else "stop")
     if process.returncode:
         raise TwoTowerError(f"{' '.join(peer.command)} ended with {process.returncode}. Run it alone to see why.")
-    rows = latest_settings([row for row in read_rows(RESULTS / "quality.jsonl") if row["set"] == peer.set])
     for metric, value in figures(peer, "test", config, dataset).items():
-        mean = statistics.fmean(row["metrics"][metric] for row in rows if row["system"] == MODEL and not row.get("refit"))
         title = f"{peer.set}, test {metric} of {peer.name}"
         more = {"set": peer.set, "system": peer.name, "epoch": spent["epoch"], "cpu_s": spent["cpu_s"]}
-        tell(row := claim(title, value, "", MODEL, mean, peer.seed, **more), results)
+        tell(row := claim(title, value, "", MODEL, ours.test[metric], peer.seed, **more), results)
         sys.stderr.write(in_words(row))
 
 

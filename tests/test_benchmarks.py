@@ -32,7 +32,18 @@ KEYS = {"set", "protocol", "system", "metrics", "seed", "machine", "commit", "se
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
     """The modules, imported as when a script of the folder runs."""
-    names = ("common", "report", "quality", "quality_over_time", "ablation", "index", "large_index", "full_run", "large_bundle")
+    names = (
+        "common",
+        "report",
+        "quality",
+        "quality_over_time",
+        "ablation",
+        "peers",
+        "index",
+        "large_index",
+        "full_run",
+        "large_bundle",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -249,3 +260,12 @@ def test_each_candidate_of_the_race_can_be_taken_apart(scripts: SimpleNamespace)
     for name, config in candidates.items():
         for changes in (scripts.ablation.SHARED_PARTS | scripts.ablation.PARTS[name]).values():
             assert scripts.ablation.with_settings(config, changes) != config
+
+
+def test_a_peer_is_not_trained_without_figures_to_compare_with(
+    scripts: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scripts.peers.main(["boston2015", "--peer-python", "python"]) == 2
+    assert "Run quality.py and quality_over_time.py boston2015 first." in capsys.readouterr().err
+    ours = scripts.peers.figures_of_ours("toys")
+    assert set(ours.test) == set(scripts.peers.METRICS) and all(value > 0 for value in (*ours.valid, *ours.test.values()))
