@@ -12,8 +12,9 @@ import torch
 from twotower.errors import TrainingError
 from twotower.pipeline.stages import run_all, train_stage
 from twotower.trainers import recipe_race
-from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.recipe_race import CANDIDATES, RUNGS, choose_recipe, entrants, is_given, read_record
+from twotower.trainers.training_state import TrainingState
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import Config, load_config
 
 QUALITY = {name: float(number) for number, name in enumerate(CANDIDATES)}
@@ -47,7 +48,7 @@ class Fits:
         out.mkdir(parents=True, exist_ok=True)
         for file in ("last.pt", "best.pt", "metrics.jsonl"):
             (out / file).write_text(name)
-        return TrainingState(step=round(100 * share), total_steps=100, best=self.quality[name] * share, best_step=1)
+        return TrainingState(step=round(100 * share), total_steps=100, reached=self.quality[name] * share, best_step=1)
 
 
 @pytest.mark.parametrize("best", list(CANDIDATES))
@@ -69,7 +70,7 @@ def test_a_close_candidate_is_compared_again_and_may_win(tmp_path: Path) -> None
             reached = super().__call__(config, out, resume, stop_frac)
             late = name_of(config) == "next event"
             values = {RUNGS[0]: 0.95 if late else 1.0, RUNGS[1]: 1.2 if late else 1.1}
-            reached.best = values[stop_frac]
+            reached.reached = values[stop_frac]
             return reached
 
     fit = Late(QUALITY)
@@ -178,8 +179,18 @@ def test_a_new_run_forgets_the_race_before(tmp_path: Path) -> None:
     assert len(fit.calls) >= len(CANDIDATES)
 
 
-def test_a_run_is_the_same_from_its_manifest_without_the_race(town: Any, tmp_path: Path) -> None:
-    config = load_config(None, [*SMALL, f"data.path={town.raw}"])
+@pytest.mark.parametrize("override", ["seed=0", "training.eval_every_epochs=9", "training.max_steps=11"])
+def test_a_run_is_the_same_from_its_manifest_without_the_race(
+    override: str, town: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first validation is the best one. The last two settings have none at the steps where the race validates."""
+    measured = TwoTowerTrainer.validate
+
+    def falling(trainer: TwoTowerTrainer) -> dict[str, float] | None:
+        return {name: value + 1.0 / trainer.state.step for name, value in (measured(trainer) or {}).items()}
+
+    monkeypatch.setattr(TwoTowerTrainer, "validate", falling)
+    config = load_config(None, [*SMALL, override, f"data.path={town.raw}"])
     report = run_all(config, tmp_path / "raced")
     assert report is not None
     manifest = json.loads((tmp_path / "raced" / "model" / "manifest.json").read_text())

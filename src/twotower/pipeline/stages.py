@@ -28,7 +28,6 @@ from twotower.evaluation.report import read_report
 from twotower.pipeline.calibrate import calibrate_run
 from twotower.pipeline.evaluate import evaluate_stage, has_test
 from twotower.pipeline.run_folder import dataset_reference, run_dataset, run_manifest
-from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.callbacks import Callback
 from twotower.trainers.grown_checkpoint import Start
 from twotower.trainers.loggers import TensorBoardLogger
@@ -40,6 +39,7 @@ from twotower.trainers.optimizer import choose_device, choose_precision
 from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
 from twotower.trainers.run_files import config_diff
 from twotower.trainers.time_limit import TimeLimit
+from twotower.trainers.training_state import TrainingState
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint

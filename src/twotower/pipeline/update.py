@@ -37,10 +37,10 @@ from twotower.pipeline.run_folder import dataset_reference, locked, run_dataset,
 from twotower.pipeline.stages import Watch, fit_within
 from twotower.pipeline.update_verdict import Newest, worse_in_words
 from twotower.schema import ITEM_ID, TRAIN, UNKNOWN
-from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.grown_checkpoint import Start, grow_checkpoint
 from twotower.trainers.optimizer import choose_device
 from twotower.trainers.time_limit import TimeLimit
+from twotower.trainers.training_state import TrainingState
 from twotower.utils.atomic_files import atomic_file, replace_folder
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import ResolvedConfig, load_config, parse_config

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +25,11 @@ from twotower.trainers.callbacks import Callback, Dispatcher, Training
 from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose_precision, clipped_step, make_optimizer
 from twotower.trainers.run_files import CHANGEABLE_ON_RESUME, RunLog, config_diff
 from twotower.trainers.schedule import Schedule
+from twotower.trainers.training_state import TrainingState
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import Config
 from twotower.utils.console import Report, log, progress, silent
-
-
-@dataclass
-class TrainingState:
-    """Progress of a run; saved with every checkpoint."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    total_steps: int = 1
-    """Steps of the learning-rate schedule."""
-    examples: int = 0
-    best: float | None = None
-    best_step: int = 0
-    validations_since_best: int = 0
-    """Number of validations since the best one."""
-    earlier_steps: int = 0
-    """Steps of the trainings that this one goes on from."""
-
-    def summary(self, metric: str) -> str:
-        """Return the result as one line of text."""
-        reached = "no validation part" if self.best is None else f"best {metric} {self.best:.4f}"
-        return f"{reached}; the saved model is from step {self.best_step} of {self.step}"
 
 
 class BaseTrainer:
@@ -139,7 +117,8 @@ class BaseTrainer:
         resume
             Continue from `last.pt`.
         stop_frac
-            Share of the steps after which training ends, above 0 and at most 1. The learning rate follows the full schedule.
+            Share of the steps after which training pauses, above 0 and at most 1. The learning rate follows the full schedule.
+            A validation that only the pause causes changes nothing but `state.reached`, so the pause does not change the model.
 
         Raises
         ------
@@ -173,7 +152,10 @@ class BaseTrainer:
                     raise
                 log.warning("interrupted at step %d: the best model so far is kept", self.state.step)
                 self.training.stopped = self.training.interrupted = True
-            if self.state.best_step == 0 or (self.training.stopped and self.losses.count and not self.training.interrupted):
+            paused = self.state.reached is not None and self.schedule.last_step < self.schedule.total_steps
+            if (self.state.best_step == 0 and not paused) or (
+                self.training.stopped and self.losses.count and not self.training.interrupted
+            ):
                 self._validate()
         if not self.training.interrupted:  # an interruption may be in the middle of a step
             self._save("last.pt")
@@ -185,7 +167,7 @@ class BaseTrainer:
         while self.state.step < self.schedule.last_step and not self._done():
             for batch in self.batches(self.state.epoch, self.state.step_in_epoch):
                 self._step(batch)
-                if self.state.step % self.schedule.validate_every == 0 or self.state.step == self.schedule.last_step:
+                if self.schedule.validates(self.state.step) or self.state.step == self.schedule.last_step:
                     self._validate()
                 elif self._due():
                     self._save("last.pt")
@@ -261,21 +243,16 @@ class BaseTrainer:
         self.model.eval()
         began = time.perf_counter()
         judged = self.validate()
+        value, printed, last = None, {}, self.state.step == self.schedule.last_step or self.training.stopped
         if judged:
             metrics = dict(zip(judged, distributed.broadcast(list(judged.values())), strict=True))
             value = float(metrics[self.settings.eval_metric])
-            better = self.state.best is None or value > self.state.best
             printed = {"train_loss": self.losses.mean(), **metrics}
             self._log({**printed, "validation_s": time.perf_counter() - began})
-        else:
-            value, better, printed = None, self.state.step == self.schedule.last_step or self.training.stopped, {}
         self._clock += time.perf_counter() - began  # validation does not count as training time
         self.losses.load([0.0, 0])
-        if better:
-            self.state.best, self.state.best_step, self.state.validations_since_best = value, self.state.step, 0
+        if self.state.take(value, due=self.schedule.validates(self.state.step) or self.training.stopped, last=last):
             self._save("best.pt")
-        else:
-            self.state.validations_since_best += judged is not None
         self._save("last.pt")
         if printed:
             self._dispatch("on_validation", printed)

@@ -24,9 +24,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from twotower.errors import TrainingError
-from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.run_files import disk_errors_as_training_errors
 from twotower.trainers.schedule import MAX_EPOCHS, MIN_STEPS
+from twotower.trainers.training_state import TrainingState
 from twotower.utils import distributed
 from twotower.utils.config import Config, parse_config
 from twotower.utils.console import log
@@ -252,11 +252,11 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
     folder = out / FOLDER / _slug(one.name)
     began = time.perf_counter()
     reached = fit(one.config, folder, (folder / "last.pt").is_file(), share)
-    assert reached.best is not None, "a race needs a validation part"
+    assert reached.reached is not None, "a race needs a validation part"
     seconds = distributed.broadcast([time.perf_counter() - began])[0]
-    row = {"share": share, "step": reached.step, "value": reached.best, "seconds": round(seconds, 2)}
+    row = {"share": share, "step": reached.step, "value": reached.reached, "seconds": round(seconds, 2)}
     metric = one.config.training.eval_metric
-    log.info('recipe: "%s" reached %s %.4f at step %d in %.0f s', one.name, metric, reached.best, reached.step, seconds)
+    log.info('recipe: "%s" reached %s %.4f at step %d in %.0f s', one.name, metric, reached.reached, reached.step, seconds)
     return replace(one, results=(*one.results, row))
 
 

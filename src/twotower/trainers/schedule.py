@@ -72,6 +72,10 @@ class Schedule:
         """Return the same schedule, of which training does only a share, above 0 and at most 1."""
         return replace(self, last_step=max(round(share * self.total_steps), 1))
 
+    def validates(self, step: int) -> bool:
+        """Return True if the full schedule has a validation after `step` steps."""
+        return step % self.validate_every == 0 or step >= self.total_steps
+
     def rate(self, step: int) -> float:
         """Return the learning rate at `step` (from 0): linear warm-up, then cosine decay to zero.
 
