@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import resolve
@@ -57,7 +58,7 @@ def test_a_file_that_is_no_configuration_is_one_line(content: bytes, tmp_path: P
         ("evaluation.ks=[10,0]", "'evaluation.ks.1'"),
         ("prepare.split.valid=-0.1", "at least 0 and below 1; got -0.1 and 0.1"),
         ("prepare.split.test=1.0", "at least 0 and below 1"),
-        ("prepare.split.test=.nan", "at least 0 and below 1"),
+        ("prepare.split.test=.nan", "a finite number. Got nan"),
         ("prepare.split.test=0.95", "to leave training events"),
         ("data.items.fetures=[]", r"Unknown setting 'data.items.fetures'. Did you mean 'features'\?"),
         ("data.interactions.item=x", r"Unknown setting 'data.interactions.item'. Did you mean 'item_id'\?"),
@@ -68,6 +69,26 @@ def test_a_value_out_of_its_bounds_is_refused(override: str, message: str) -> No
     with pytest.raises(ConfigError, match=message) as error:
         load_config(None, [override])
     assert "\n" not in str(error.value)
+
+
+def number_settings(section: type[BaseModel] = Config, before: str = "") -> list[str]:
+    """The names of all settings that may be a number with a fraction, "a.b"."""
+    found = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += number_settings(field.annotation, f"{before}{name}.")
+        elif "float" in str(field.annotation):
+            found.append(before + name)
+    return found
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", "inf", ".nan"])
+def test_a_number_that_is_not_finite_is_refused(value: str) -> None:
+    assert "training.learning_rate" in number_settings() and "evaluation.refresh_days" in number_settings()
+    for name in number_settings():
+        with pytest.raises(ConfigError) as error:
+            load_config(None, [f"{name}={value}"])
+        assert "\n" not in str(error.value) and name.split(".")[-1] in str(error.value), name
 
 
 @pytest.mark.parametrize(

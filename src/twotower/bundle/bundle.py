@@ -218,7 +218,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: Bes
             data=dataset.fingerprint,
             features=list(dataset.specs),
             moment_s=moment,
-            training=TrainingProgress(**{name: progress[name] for name in TrainingProgress.model_fields if name in progress}),
+            training=TrainingProgress(**{name: value for name, value in progress.items() if name != "reached"}),
             metrics=metrics,
             priors=PriorsRecord(**model.priors.as_json(float(model.temperature().detach()))),
         )

@@ -153,9 +153,8 @@ class BaseTrainer:
                 log.warning("interrupted at step %d: the best model so far is kept", self.state.step)
                 self.training.stopped = self.training.interrupted = True
             paused = self.state.reached is not None and self.schedule.last_step < self.schedule.total_steps
-            if (self.state.best_step == 0 and not paused) or (
-                self.training.stopped and self.losses.count and not self.training.interrupted
-            ):
+            unsaved = self.state.best_step == 0 and not paused
+            if unsaved or (self.training.stopped and self.losses.count and not self.training.interrupted):
                 self._validate()
         if not self.training.interrupted:  # an interruption may be in the middle of a step
             self._save("last.pt")

@@ -251,12 +251,12 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
     """Train a candidate until `share` of its steps and return it with the result of this rung."""
     folder = out / FOLDER / _slug(one.name)
     began = time.perf_counter()
-    reached = fit(one.config, folder, (folder / "last.pt").is_file(), share)
-    assert reached.reached is not None, "a race needs a validation part"
+    state = fit(one.config, folder, (folder / "last.pt").is_file(), share)
+    assert state.reached is not None, "a race needs a validation part"
     seconds = distributed.broadcast([time.perf_counter() - began])[0]
-    row = {"share": share, "step": reached.step, "value": reached.reached, "seconds": round(seconds, 2)}
+    row = {"share": share, "step": state.step, "value": state.reached, "seconds": round(seconds, 2)}
     metric = one.config.training.eval_metric
-    log.info('recipe: "%s" reached %s %.4f at step %d in %.0f s', one.name, metric, reached.reached, reached.step, seconds)
+    log.info('recipe: "%s" reached %s %.4f at step %d in %.0f s', one.name, metric, state.reached, state.step, seconds)
     return replace(one, results=(*one.results, row))
 
 

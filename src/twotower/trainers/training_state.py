@@ -14,11 +14,11 @@ class TrainingState:
     total_steps
         Steps of the learning-rate schedule.
     best, best_step
-        Best validation metric, and the step of the saved model; None and 0 before the first validation.
+        Best validation metric (None without a validation part), and the step of the saved model (0: none is saved yet).
     validations_since_best
         Number of validations since the best one.
     reached
-        Best metric of all validations, those at a pause included.
+        Best metric of all validations, those included that only a pause of the recipe race caused. Only the race reads it.
     earlier_steps
         Steps of the trainings that this one goes on from.
     """

@@ -15,9 +15,11 @@ from twotower.utils.registry import Names
 
 
 class Settings(BaseModel):
-    """Base class of every section: immutable, unknown keys are errors."""
+    """Base class of every section: immutable, unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, serialize_by_alias=True
+    )
 
     @model_validator(mode="before")
     @classmethod
