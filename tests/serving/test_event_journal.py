@@ -165,3 +165,32 @@ def test_a_copy_of_the_process_leaves_the_first_store_open() -> None:
     del store
     gc.collect()
     assert alive() is not None and items_of(journal) == ["a"]
+
+
+def test_a_store_is_closed_after_the_calls_that_use_it() -> None:
+    """A SQLite connection that is closed inside a call of another thread ends the process."""
+    entered, leave, done = threading.Event(), threading.Event(), list[str]()
+
+    class Slow(MemoryStore):
+        def expire(self, *_: int | None) -> int:
+            entered.set()
+            assert leave.wait(10)
+            done.append("expired")
+            return 0
+
+        def close(self) -> None:
+            done.append("closed")
+
+    journal = Journal(Slow(), follow=False)
+    expiring, closing = (threading.Thread(target=one) for one in (lambda: journal.expire(1, 1), journal.close))
+    expiring.start()
+    assert entered.wait(10)
+    closing.start()
+    closing.join(0.2)
+    assert not done
+    leave.set()
+    expiring.join(10)
+    closing.join(10)
+    assert done == ["expired", "closed"]
+    with pytest.raises(BusyError, match="the server is stopping"):
+        journal.expire(1, 1)

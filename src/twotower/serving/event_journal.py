@@ -149,7 +149,7 @@ class Journal:
 
     def append(self, groups: Sequence[Sequence[Event]]) -> list[int]:
         """Store the events of several requests with one write. Return the number of new events of each request."""
-        with self._watched(writes=True), self._writing:
+        with self._using(writes=True):
             new = iter(self._store.append([event for group in groups for event in group]))
         self._tell()
         return [sum(next(new) for _ in group) for group in groups]
@@ -161,7 +161,7 @@ class Journal:
 
     def log_answers(self, groups: Sequence[Sequence[LoggedAnswer]]) -> list[list[bool]]:
         """Store answers, so that events can name them. Return for each True if it is the first with its id."""
-        with self._watched(writes=True), self._writing:
+        with self._using(writes=True):
             new = iter(self._store.log_answers([answer for group in groups for answer in group]))
         return [[next(new) for _ in group] for group in groups]
 
@@ -177,7 +177,7 @@ class Journal:
 
     def forget(self, user: str) -> int:
         """Delete everything about a user from store and memory. Return the number of deleted events."""
-        with self._watched(writes=True), self._writing:
+        with self._using(writes=True):
             count = self._store.forget(user)
         self._store.tidy()
         self._tell()
@@ -185,17 +185,17 @@ class Journal:
 
     def change_items(self, changes: Mapping[str, ItemChange], reset: Sequence[str]) -> int:
         """Store changes of items. Return how often items have been changed."""
-        with self._watched(writes=True), self._writing:
+        with self._using(writes=True):
             return self._store.change_items(changes, reset)
 
     def item_changes(self, known: int) -> tuple[int, dict[str, ItemChange]] | None:
         """Return how often items have been changed, and all changes by item; None if it was `known` times."""
-        with self._watched(), self._writing:
+        with self._using():
             return self._store.item_changes(known)
 
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> None:
         """Delete what is older from store and memory."""
-        with self._watched(writes=True), self._writing:
+        with self._using(writes=True):
             count = self._store.expire(events_before_s, answers_before_s)
         self._store.tidy()
         if count:
@@ -226,11 +226,12 @@ class Journal:
         return self._stop.is_set()
 
     def close(self) -> None:
-        """Stop the follower thread and close the store."""
+        """Stop the follower thread, wait for the calls that use the store, and close it."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self._store.close()
+        with self._lock, self._writing:
+            self._store.close()
 
     def _read(self) -> bool:
         """Take the next entries into memory. Return False if there were none."""
@@ -249,6 +250,14 @@ class Journal:
             self.on_skipped(skipped)
             log.warning("skipped %d entries of the event store: of a later version, or not readable", skipped)
         return bool(entries)
+
+    @contextmanager
+    def _using(self, *, writes: bool = False) -> Iterator[None]:
+        """Hold the store: for one thread at a time, and for none once the journal is being closed."""
+        with self._watched(writes=writes), self._writing:
+            if self.closing:
+                raise BusyError("The event store is closed: the server is stopping.")
+            yield
 
     @contextmanager
     def _watched(self, *, writes: bool = False) -> Iterator[None]:
