@@ -89,18 +89,21 @@ def test_ctrl_c_leaves_a_model_that_answers() -> None:
         _ = model.report
 
 
-def test_ctrl_c_in_the_recipe_race_leaves_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("more", [{}, {"eval_every_epochs": 50}])
+def test_ctrl_c_in_the_recipe_race_leaves_a_model(call: int, more: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any step of the race, also after a validation that only the race needed, which saves no best model."""
     from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
-    calibrate = TwoTowerTrainer.after_step
+    calibrate, calls = TwoTowerTrainer.after_step, iter(range(1, 100))
 
     def interrupted(self: TwoTowerTrainer) -> None:
         calibrate(self)
-        if self.label == "compare recipes":
+        if self.label == "compare recipes" and next(calls) == call:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(TwoTowerTrainer, "after_step", interrupted)
-    model = fitted(training={"max_steps": 16})
+    model = fitted(training={"max_steps": 16, **more})
     assert len(model.recommend("C0001", k=3)) == 3 and "Not evaluated" in repr(model)
 
 

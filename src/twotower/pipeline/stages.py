@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -54,7 +54,7 @@ from twotower.utils.run_parts import BEGIN, MANIFEST, OF_A_TRAINING, REPORT, REP
 
 Result = TypeVar("Result")
 
-NEVER_RAN = TrainingState(best=-math.inf)  # a candidate of the recipe race that Ctrl-C kept from running
+NEVER_RAN = TrainingState(reached=-math.inf)  # a candidate of the recipe race that Ctrl-C kept from running
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
@@ -193,7 +193,10 @@ def _fit(
     start: Start | None = None,
 ) -> TrainingState:
     if watch.interrupted:  # in the recipe race: what there is of this candidate stays
-        return TrainingState(**load_checkpoint(out / "best.pt")["progress"]) if (out / "best.pt").is_file() else NEVER_RAN
+        if not (out / "best.pt").is_file():
+            return NEVER_RAN
+        kept = TrainingState(**load_checkpoint(out / "best.pt")["progress"])
+        return kept if kept.best_step else replace(kept, best=kept.reached, best_step=kept.step)
     trainer = TwoTowerTrainer(dataset, config, out, start)
     trainer.trim_above_bytes, trainer.interruptible, trainer.label = trim_above_bytes, watch.interruptible, label
     trainer.callbacks = [*callbacks]

@@ -250,7 +250,8 @@ class BaseTrainer:
             self._log({**printed, "validation_s": time.perf_counter() - began})
         self._clock += time.perf_counter() - began  # validation does not count as training time
         self.losses.load([0.0, 0])
-        if self.state.take(value, due=self.schedule.validates(self.state.step) or self.training.stopped, last=last):
+        due = self.schedule.validates(self.state.step) or self.training.stopped
+        if self.state.take(value, due=due, last=last) or not (due or self.state.best_step):  # a pause leaves a model, too
             self._save("best.pt")
         self._save("last.pt")
         if printed:

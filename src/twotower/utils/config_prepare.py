@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from datetime import date
-from math import isfinite
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from twotower.utils.config_data import Settings
 
@@ -66,14 +65,6 @@ class PrepareConfig(Settings):
     impression_types: list[str] = Field(["impression"])
     """Event types that say that an item was shown. An item that was shown and not chosen is a negative of its user, but may be
     recommended. Impressions are no history."""
-
-    @field_validator("event_weights")
-    @classmethod
-    def _finite_weights(cls, weights: dict[str, float]) -> dict[str, float]:
-        for name, weight in weights.items():
-            if not isfinite(weight):
-                raise ValueError(f"event_weights of {name!r} is {weight}; it must be a finite number, such as 1, 0 or -1")
-        return weights
 
     @model_validator(mode="after")
     def _one_meaning(self) -> PrepareConfig:

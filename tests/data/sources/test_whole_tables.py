@@ -151,7 +151,7 @@ def test_weights_and_positions_reach_the_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"event_weights": {"view": float("nan")}}, "event_weights of 'view' is nan; it must be a finite number"),
+        ({"event_weights": {"view": float("nan")}}, "'prepare.event_weights.view': input should be a finite number. Got nan"),
         ({"event_weights": {"impression": 0}}, "'impression' is in event_weights and in impression_types"),
         ({"positive_min_stars": 3, "negative_max_stars": 3}, "negative_max_stars must be below positive_min_stars; got 3 and 3"),
     ],
