@@ -195,6 +195,21 @@ def test_prices_and_opening_hours_are_on_the_cards(visit: Open) -> None:
 
 
 @slow
+def test_an_item_opened_at_once_after_another_was_closed_is_shown(visit: Open) -> None:
+    """The dialog's close event comes after the second opening, and must not cancel its requests."""
+    page = visit()
+    cards(page).nth(1).locator(".name").click()
+    sheet = page.get_by_role("dialog")
+    expect(sheet.locator(".cards > li:not(.skeleton)")).to_have_count(8)
+    page.evaluate("""() => {
+        document.querySelector("dialog[open]").close();
+        document.querySelector("#list > li.best .name").click();
+    }""")
+    expect(sheet.get_by_role("heading", level=2)).to_have_text(cards(page).nth(0).locator(".name").inner_text())
+    expect(sheet.locator(".cards > li:not(.skeleton)")).to_have_count(8)
+
+
+@slow
 def test_an_item_opens_with_similar_items_and_closes_with_the_focus_back(visit: Open) -> None:
     page = visit()
     draw(page)

@@ -80,6 +80,24 @@ def test_filters_history_and_map_are_sheets_over_the_list(visit: Open) -> None:
 
 
 @slow
+def test_a_sheet_opened_at_once_after_another_was_closed_has_its_section(visit: Open) -> None:
+    """The dialog's close event comes after the second opening, and must move no section out of it."""
+    page = visit(size=PHONE)
+    draw(page)
+    page.get_by_role("button", name=re.compile("^Filters")).click()
+    page.evaluate("""() => {
+        document.querySelector("dialog[open]").close();
+        document.querySelector('[data-sheet="history-column"]').click();
+    }""")
+    history = page.get_by_role("dialog", name="History")
+    expect(history.locator("#history > li").first).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(history).to_be_hidden()
+    page.get_by_role("button", name=re.compile("^Filters")).click()
+    expect(page.get_by_role("dialog", name="Filters and settings").get_by_text("$$", exact=True)).to_be_visible()
+
+
+@slow
 def test_esc_closes_a_panel_before_its_sheet(visit: Open) -> None:
     page = visit(size=PHONE)
     draw(page)

@@ -14,7 +14,7 @@ export class Details {
   constructor(dialog, api, { add, ask, has, far, levels }) {
     Object.assign(this, { dialog, api, add, ask, has, far, levels });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-    dialog.addEventListener("close", () => this.newest?.abort());
+    dialog.addEventListener("close", () => dialog.open || this.newest?.abort()); // the event comes late: it may be open again
   }
 
   async open(id) {

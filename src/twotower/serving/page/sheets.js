@@ -19,11 +19,12 @@ export class Sheets {
     for (const button of document.querySelectorAll("[data-sheet]"))
       button.addEventListener("click", () => this.open(button.dataset.sheet, button.dataset.title));
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-    dialog.addEventListener("close", () => this.restore());
+    dialog.addEventListener("close", () => dialog.open || this.restore()); // the event comes late: it may be open again
     matchMedia("(min-width: 1180px)").addEventListener("change", () => dialog.open && dialog.close());
   }
 
   open(name, title) {
+    this.restore();
     this.section = document.getElementById(name);
     this.anchor = document.createComment(name);
     this.section.before(this.anchor);
