@@ -48,6 +48,25 @@ def test_every_row_read_is_kept_or_dropped_for_a_counted_reason(prepared: Any) -
     assert counts["kept"]["events"] + counts["kept"]["anonymous_events"] + sum(counts["dropped"]["events"].values()) == len(rows)
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["a x 3", "b x 3", "b y 3"], "all 3 events have the same time, so a split by time cannot keep some for training"),
+        (["a x 3"], "there is one event, and the split holds it out"),
+    ],
+)
+def test_why_no_training_event_is_left(prepared: Any, rows: list[str], said: str) -> None:
+    with pytest.raises(DataError, match=said) as error:
+        prepared(rows)
+    assert "user with an id" not in str(error.value)
+
+
+def test_the_targets_in_a_history_are_counted(prepared: Any) -> None:
+    rows = ["a x 1", "a y 2", "b y 3", f"a x {day(25)}", f"a z {day(26)}", f"b y {day(26)}", f"new x {day(26)}"]
+    held_out = prepared(rows, split=CUTS).held_out("test")
+    assert (len(held_out.target_row), held_out.seen_targets) == (4, 2)
+
+
 def test_fold_keeps_the_first_event_of_a_pair_and_leaves_anonymous_ones(prepared: Any) -> None:
     rows = ["a x 9", "a x 3 1", "a x 3 2", "b x 5", "- x 1", "- x 1"]
     dataset = prepared(rows, split=EVERYTHING, duplicates="keep_first")

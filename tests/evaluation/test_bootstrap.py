@@ -36,6 +36,12 @@ def test_users_are_drawn_with_all_their_queries() -> None:
     np.testing.assert_allclose(share, [0.25, 0.5, 0.25], atol=0.08)
 
 
+def test_of_a_single_user_the_queries_are_drawn() -> None:
+    values = np.array([0.0, 1.0])[:, None]
+    found = resample(values, np.array([7, 7]), resamples=400, seed=1)
+    assert set(found[:, 0]) == {0.0, 0.5, 1.0}
+
+
 def test_all_columns_share_the_draws() -> None:
     one = np.random.default_rng(2).random(50)
     found = resample(np.stack([one, 3 * one + 1], axis=1), np.arange(50), resamples=20, seed=3)

@@ -187,15 +187,41 @@ def test_verdicts() -> None:
     )
     close = differences(ials=(0.0031, -0.0012, 0.0074), popular=(0.04, 0.03, 0.05))
     assert verdict(figures, close, "two-tower", "NDCG@10") == (
-        "A tie with iALS, the best baseline (+0.0031 NDCG@10; the interval crosses zero)."
+        "A tie with iALS, the best baseline (+0.0031 NDCG@10; the interval includes zero)."
     )
+    zero = differences(ials=(0.0, 0.0, 0.0), popular=(0.04, 0.04, 0.04))
+    assert verdict(figures, zero, "two-tower", "NDCG@10") == "A tie with iALS, the best baseline (no difference in NDCG@10)."
     worse = differences(ials=(0.003, 0.001, 0.005), popular=(-0.02, -0.03, -0.01))
     assert verdict({**figures, "popular": 0.07}, worse, "two-tower", "NDCG@10") == (
         "Worse than popularity, the best baseline (−0.0200 NDCG@10; 95 % interval −0.0300 to −0.0100). "
         "Better than iALS (+0.0030 NDCG@10; 95 % interval +0.0010 to +0.0050)."
     )
+    barely = differences(popular=(0.5, 0.5, 0.5), ials=(0.0002, 0.00003, 0.0004))
+    assert verdict({**figures, "popular": 0.0}, barely, "two-tower", "NDCG@10").endswith("interval +0.00003 to +0.0004).")
+    assert verdict({"two-tower": 0.5, "popular": 0.0}, barely, "two-tower", "NDCG@10") == (
+        "Better than popularity, the best baseline (+0.5000 NDCG@10; the same for every user: no interval)."
+    )
     assert verdict({"two-tower": 0.05, "oracle": 0.2}, {}, "two-tower", "NDCG@10") == (
         "two-tower reaches 0.0500 NDCG@10. No baseline was evaluated."
+    )
+
+
+def test_the_verdict_names_every_baseline_that_is_better_and_judges_the_refreshed_index() -> None:
+    baselines = {"ials": 0.23, "nearby": 0.22, "item_knn": 0.21, "ease": 0.1}
+    figures = {"two-tower": 0.2, "two-tower, refreshed every day": 0.24, **baselines}
+    behind = differences(
+        **{"two-tower, refreshed every day": (-0.04, -0.05, -0.03)},
+        ials=(-0.03, -0.04, -0.02),
+        nearby=(-0.02, -0.03, -0.01),
+        item_knn=(-0.01, -0.02, -0.001),
+        ease=(0.1, 0.05, 0.15),
+    )
+    ahead = differences(ials=(0.01, 0.002, 0.02))
+    said = "Worse than iALS, the best baseline (−0.0300 NDCG@10; 95 % interval −0.0400 to −0.0200). "
+    assert verdict(figures, behind, "two-tower", "NDCG@10") == said + "Also worse than nearby popularity and item-kNN."
+    assert verdict(figures, behind, "two-tower", "NDCG@10", ahead) == (
+        said + "Also worse than nearby popularity and item-kNN. "
+        "With a refreshed index: better than iALS (+0.0100 NDCG@10; 95 % interval +0.0020 to +0.0200)."
     )
 
 

@@ -50,7 +50,14 @@ def test_examples_are_lists_of_users_with_their_history(dataset: Dataset) -> Non
 
 @pytest.mark.parametrize(
     ("own", "other", "said"),
-    [(0.12, 0.1, "20 % higher than"), (0.09, 0.1, "10 % lower than"), (0.1, 0.1, "equal to"), (0.1, 0, "above")],
+    [
+        (0.12, 0.1, "20 % higher than"),
+        (0.09, 0.1, "10 % lower than"),
+        (0.1, 0.1, "equal to"),
+        (0.1003, 0.1, "within 0.5 % of"),
+        (0.1, 0, "above"),
+        (0, 0, "equal to"),
+    ],
 )
 def test_a_difference_in_words(own: float, other: float, said: str) -> None:
     assert relative(own, other) == said

@@ -216,7 +216,7 @@ def test_without_a_better_trial_no_settings_are_written(tmp_path: Path, dataset:
 
 def test_before_the_default_recipes_are_trained_nothing_is_compared(tmp_path: Path, dataset: Dataset) -> None:
     result = result_of(study_with(tmp_path, dataset, 0.0), dataset)
-    assert result.default is None and not result.beats and "not trained to its end yet" in result.verdict()
+    assert result.default is None and not result.beats and "2 default recipes are not trained to the end yet" in result.verdict()
 
 
 def test_a_trial_far_behind_is_pruned_and_no_candidate_for_the_best(tmp_path: Path, town: Town, dataset: Dataset) -> None:
@@ -251,11 +251,11 @@ def test_two_processes_do_not_work_on_one_trial(tmp_path: Path, dataset: Dataset
         assert again is not None and again.number == 0 and again.params == first.params
 
 
-@pytest.mark.parametrize("hours", ["0", "-1", "nan"])
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf"])
 def test_the_time_must_be_above_0(town: Town, tmp_path: Path, hours: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "--data", str(town.folder), "--out", str(tmp_path / "study"), "--hours", hours]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"twotower: error: The time of the search is {hours} hours. It must be above 0.")
+    assert said.startswith(f"twotower: error: The time of the search is {hours} hours. It must be a number above 0.")
     assert not (tmp_path / "study").exists()
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
+from twotower.evaluation.insights import insights
 from twotower.pipeline.stages import run_all, train_stage
 from twotower.trainers import recipe_race
 from twotower.trainers.recipe_race import CANDIDATES, RUNGS, choose_recipe, entrants, is_given, read_record
@@ -215,6 +217,29 @@ def test_a_race_of_real_candidates_keeps_the_one_that_learns(town: Any, tmp_path
     train_stage(config, town.folder, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["recipe"]["chosen"] == "learns" and manifest["config"]["training"]["learning_rate"] == 0.01
+
+
+def test_an_empty_validation_part_is_found_before_the_race(town: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Dataset.open(town.folder).held_out("valid", max_queries=0)
+    monkeypatch.setattr(Dataset, "held_out", lambda *_, **__: none)
+    with pytest.raises(TrainingError, match=r"The validation part of .* is empty"):
+        train_stage(Config(), town.folder, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_targets_that_cannot_be_found_are_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every user repeats one item: lists without seen items find nothing, and no candidate counts as better."""
+    rows = [f"u{user},i{user % 5},{1_577_836_800 + day * 86_400}" for day in range(1, 31) for user in range(40)]
+    (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"{row}\n" for row in rows))
+    data = ["data.source=tables", f"data.interactions.path={tmp_path / 'log.csv'}", "data.interactions.user_id=user"]
+    data += ["data.interactions.item_id=item", "data.interactions.time=time"]
+    with caplog.at_level("INFO"):
+        report = run_all(load_config(None, [*SMALL, *data]), tmp_path / "run")
+    assert "100% of the 120 validation targets are in the history of their query." in caplog.text
+    assert "overfitting" not in caplog.text
+    assert report is not None and report.protocol.seen_targets == report.protocol.targets
+    assert insights(report)[0].startswith("100% of the 120 test targets are in the history")
+    assert report.verdict.startswith("A tie with popularity, the best baseline (no difference in NDCG@10).")
 
 
 def test_explicit_negatives_add_a_candidate_of_each_recipe() -> None:

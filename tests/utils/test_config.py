@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,13 @@ def test_a_value_out_of_its_bounds_is_refused(override: str, message: str) -> No
     assert "\n" not in str(error.value)
 
 
-def number_settings(section: type[BaseModel] = Config, before: str = "") -> list[str]:
-    """The names of all settings that may be a number with a fraction, "a.b"."""
+def number_settings(section: type[BaseModel] = Config, before: str = "", kinds: str = "float") -> list[str]:
+    """The names of all settings that may be a number, "a.b"; `kinds`: a pattern of their types."""
     found = []
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += number_settings(field.annotation, f"{before}{name}.")
-        elif "float" in str(field.annotation):
+            found += number_settings(field.annotation, f"{before}{name}.", kinds)
+        elif re.search(kinds, str(field.annotation)):
             found.append(before + name)
     return found
 
@@ -86,6 +87,16 @@ def number_settings(section: type[BaseModel] = Config, before: str = "") -> list
 def test_a_number_that_is_not_finite_is_refused(value: str) -> None:
     assert "training.learning_rate" in number_settings() and "evaluation.refresh_days" in number_settings()
     for name in number_settings():
+        with pytest.raises(ConfigError) as error:
+            load_config(None, [f"{name}={value}"])
+        assert "\n" not in str(error.value) and name.split(".")[-1] in str(error.value), name
+
+
+@pytest.mark.parametrize("value", ["true", "no", "[true]", "{a: false}"])
+def test_a_flag_is_no_number(value: str) -> None:
+    names = [name for name in number_settings(kinds=r"\b(int|float)\b")]
+    assert {"training.num_epochs", "evaluation.refresh_days", "evaluation.ks", "prepare.event_weights", "seed"} <= {*names}
+    for name in names:
         with pytest.raises(ConfigError) as error:
             load_config(None, [f"{name}={value}"])
         assert "\n" not in str(error.value) and name.split(".")[-1] in str(error.value), name

@@ -57,6 +57,13 @@ class HeldOut:
     target_row: Int
     event_index: Int
 
+    @property
+    def seen_targets(self) -> int:
+        """Number of targets that are in the history of their query."""
+        parts = (self.queries.offsets, self.queries.item_row), (self.target_offsets, self.target_row)
+        seen, wanted = ((np.repeat(np.arange(len(at) - 1), np.diff(at)) << 32) + rows for at, rows in parts)
+        return int(np.isin(wanted, seen).sum())
+
     def by_time(self) -> HeldOut:
         """Return the same queries in the order of their times."""
         order = np.argsort(self.queries.time_s, kind="stable")

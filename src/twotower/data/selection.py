@@ -246,10 +246,7 @@ def _filtered(stage: Stage, events: ir.Table, items: ir.Table) -> tuple[ir.Table
     trained = events.filter(is_training(events)).select(USER_KEY, ITEM_KEY)
     size = row_count(trained)
     if not size:
-        _refuse(
-            stage,
-            f"none of the {row_count(events):,} events belongs to a user with an id in the training part. Change prepare.split",
-        )
+        _refuse(stage, _why_none(stage, row_count(events)))
     if prepare.min_user_events == prepare.min_item_events == 1:
         return events, items
     pairs = stage.save(trained)
@@ -263,6 +260,19 @@ def _filtered(stage: Stage, events: ir.Table, items: ir.Table) -> tuple[ir.Table
         limits = f"min_user_events {prepare.min_user_events}, min_item_events {prepare.min_item_events}, k_core {prepare.k_core}"
         _refuse(stage, f"all {size:,} were dropped by {limits}. Lower prepare.min_user_events or min_item_events,")
     return rest, items.anti_join(lost_items, ITEM_KEY)
+
+
+def _why_none(stage: Stage, size: int) -> str:
+    """Return why none of `size` events is in the training part, and what helps."""
+    first, last = (stage.times_s.get(name) for name in ("first", "last"))
+    if stage.config.prepare.split.kind == "time" and size > 1 and first is not None and first == last:
+        return (
+            f"all {size:,} events have the same time, so a split by time cannot keep some for training. If the rows are in order, "
+            'leave the times out (--time none); else set prepare.split.kind to "leave_one_out",'
+        )
+    if size == 1:
+        return "there is one event, and the split holds it out. Change prepare.split"
+    return f"none of the {size:,} events belongs to a user with an id in the training part. Change prepare.split"
 
 
 def _frequent(stage: Stage, pairs: ir.Table, size: int) -> tuple[ir.Table, ir.Table]:

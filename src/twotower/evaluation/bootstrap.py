@@ -2,7 +2,8 @@
 
 The input is a table float64 [B, C] with one row per query and one column per (system, metric), and the user of each query. Users
 are drawn with replacement, each with all their queries, because queries of one user are correlated. All columns share the draws, so
-the interval of a difference is computed from the differences of the draws.
+the interval of a difference is computed from the differences of the draws. Of a single user, the queries are drawn: the interval is
+that of this user.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def resample(table: Float64, user: Int, resamples: int, seed: int) -> Float64:
     (4, 2)
     """
     _, cluster, count = np.unique(user, return_inverse=True, return_counts=True)
+    if len(count) == 1:
+        cluster, count = np.arange(len(user)), np.ones(len(user), np.int64)
     order = np.argsort(cluster, kind="stable")
     sums = np.add.reduceat(table[order], np.cumsum(count) - count, axis=0)
     rng, users = np.random.default_rng(seed), len(count)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -19,49 +18,21 @@ from twotower.baselines.base import Baseline
 from twotower.baselines.baselines import BASELINES, GRIDS, unavailable
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.errors import DataError
-from twotower.evaluation.bootstrap import intervals, resample
-from twotower.evaluation.slices import categories, slices
-from twotower.evaluation.verdict import verdict
+from twotower.evaluation.comparison import Evaluation, compare, users_of
+from twotower.evaluation.slices import categories
 from twotower.retriever import Retriever
-from twotower.schema import FIRST_ROW, SPLITS, UNKNOWN, WITHHELD
+from twotower.schema import FIRST_ROW, SPLITS, WITHHELD
 from twotower.utils import metrics as m
 from twotower.utils.config import EvaluationConfig
-from twotower.utils.documents import Interval, Protocol, Report, ReportData, SliceGroup
+from twotower.utils.documents import Protocol, Report, ReportData
 from twotower.utils.registry import check_names
-from twotower.utils.types import Float64, Int
+from twotower.utils.types import Int
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (steps done, all steps)."""
 
 QUERIES_AT_ONCE = 1024
 _TUNING_QUERIES = 5000  # at most, for the tuning of a baseline
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Results of one system.
-
-    Attributes
-    ----------
-    metrics
-        Names of the columns of `values`.
-    values
-        float64 [B, len(metrics)], one row per query.
-    beyond
-        Metrics beyond accuracy by name, such as "coverage@10".
-    seconds
-        Time spent in `retrieve`, in seconds.
-    """
-
-    name: str
-    metrics: tuple[str, ...]
-    values: Float64
-    beyond: dict[str, float]
-    seconds: float
-
-    def mean(self, metric: str) -> float:
-        """Return the mean of a metric over the queries; 0 without queries."""
-        return float(self.values[:, self.metrics.index(metric)].mean()) if len(self.values) else 0.0
 
 
 def metric_names(settings: EvaluationConfig, *more: str) -> tuple[str, ...]:
@@ -243,7 +214,7 @@ def judge(
         chosen[system.name] = dict(getattr(system, "settings", {}))
         results.append(evaluate(system, held_out, dataset, settings, metrics=every, beyond_k=k, progress=meter.part()))
     return Report(
-        **_compare(results, held_out, dataset, settings, main, metric, seed),
+        **compare(results, held_out, dataset, settings, main, metric, seed),
         dataset=_counts(dataset),
         settings=chosen,
         left_out=left_out,
@@ -275,48 +246,6 @@ def _competitors(dataset: Dataset, settings: EvaluationConfig, given: set[str]) 
     return [name for name, reason in reasons.items() if not reason and name not in given], left_out
 
 
-def _compare(
-    judged: Sequence[Evaluation], held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, main: str, metric: str, seed: int
-) -> dict[str, Any]:
-    """Return fields of the report: intervals of all systems, of the differences to the main one and of slices, and the verdict."""
-    order, names, user = [e.name for e in judged], judged[0].metrics, users_of(held_out)
-    table = np.stack([e.values for e in judged], 1)  # [B, S, M]
-    draws = resample(table.reshape(len(user), -1), user, settings.bootstrap_resamples, seed).reshape(-1, len(order), len(names))
-    mean = table.mean(0)
-    differences: dict[str, dict[str, Interval]] = {}
-    if main in order:
-        own = order.index(main)
-        others = [s for s in range(len(order)) if s != own]
-        differences = {order[s]: intervals(names, mean[own] - mean[s], draws[:, own] - draws[:, s]) for s in others}
-    groups: dict[str, dict[str, SliceGroup]] = {}
-    for title, masks in slices(held_out, dataset).items():
-        for group, mask in masks.items():
-            inside = table[mask, :, names.index(metric)]
-            value, drawn = inside.mean(0), resample(inside, user[mask], settings.bootstrap_resamples, seed)
-            ahead = {}
-            if main in order:
-                own = order.index(main)
-                ahead = intervals(order, value[own] - value, drawn[:, [own]] - drawn)
-            groups.setdefault(title, {})[group] = SliceGroup(
-                queries=int(mask.sum()),
-                users=len(np.unique(user[mask])),
-                systems=intervals(order, value, drawn),
-                differences={name: gap for name, gap in ahead.items() if name != main},
-            )
-    return {
-        "systems": {name: intervals(names, mean[s], draws[:, s]) for s, name in enumerate(order)},
-        "differences": differences,
-        "slices": groups,
-        "verdict": verdict({e.name: e.mean(metric) for e in judged}, differences, main, metric),
-    }
-
-
-def users_of(held_out: HeldOut) -> Int:
-    """Return the user row of each query, int64 [B]. Each query of an unknown user gets a negative number of its own."""
-    user = held_out.queries.user_row
-    return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
-
-
 def _counts(dataset: Dataset) -> ReportData:
     parts = np.bincount(dataset.events.split, minlength=WITHHELD + 1)
     return ReportData(
@@ -340,6 +269,7 @@ def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, p
         queries=len(held_out.queries),
         users=len(np.unique(users_of(held_out))),
         targets=len(held_out.target_row),
+        seen_targets=held_out.seen_targets,
         catalogue=dataset.n_items,
         metric=metric,
         ks=sorted(set(settings.ks)),

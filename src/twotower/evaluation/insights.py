@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from twotower.evaluation.verdict import MAIN, title
 from twotower.utils.documents import Report, ReportSummary, SliceGroup
 
-MIN_QUERIES = 30  # smaller slices are too noisy
+MIN_USERS = 30
+"""A slice of fewer users is too noisy."""
+MANY_SEEN = 0.1
+"""Share of targets in the histories that is worth a sentence."""
 
 
 def insights(report: ReportSummary) -> list[str]:
@@ -22,10 +25,21 @@ def insights(report: ReportSummary) -> list[str]:
     values = {name: figures[metric].value for name, figures in report.systems.items()}
     if MAIN not in values:
         return []
-    own = values[MAIN]
+    own, protocol = values[MAIN], report.protocol
+    sentences = seen_targets(protocol.seen_targets, protocol.targets, "test") if protocol.seen == "masked" else []
     rivals = sorted((name for name in values if name != "oracle" and not name.startswith(MAIN)), key=lambda name: -values[name])
-    sentences = [_against(metric, own, title(name), values[name]) for name in rivals[:3]]
+    sentences += [_against(metric, own, title(name), values[name]) for name in rivals[:3]]
     return [*sentences, *(_won_by_others(report.slices, rivals, metric) if isinstance(report, Report) else [])]
+
+
+def seen_targets(seen: int, targets: int, part: str) -> list[str]:
+    """Return a sentence about the targets that are in the history of their query; none if they are fewer than `MANY_SEEN`."""
+    if seen < MANY_SEEN * targets or not targets:
+        return []
+    return [
+        f"{seen / targets:.0%} of the {targets:,} {part} targets are in the history of their query. Lists leave out seen items, so "
+        "these targets cannot be found. If users come back to items, set evaluation.exclude_seen: false."
+    ]
 
 
 def relative(own: float, other: float) -> str:
@@ -33,14 +47,16 @@ def relative(own: float, other: float) -> str:
 
     Examples
     --------
-    >>> relative(0.09, 0.1), relative(0.1, 0.1)
-    ('10 % lower than', 'equal to')
+    >>> relative(0.09, 0.1), relative(0.1, 0.1), relative(0.1001, 0.1)
+    ('10 % lower than', 'equal to', 'within 0.5 % of')
     """
+    if own == other:
+        return "equal to"
     if other <= 0:
-        return "above" if own > 0 else "equal to"
+        return "above"
     percent = round(100 * (own / other - 1))
     if percent == 0:
-        return "equal to"
+        return "within 0.5 % of"
     return f"{abs(percent)} % {'higher' if percent > 0 else 'lower'} than"
 
 
@@ -53,7 +69,7 @@ def _won_by_others(slices: Mapping[str, Mapping[str, SliceGroup]], rivals: list[
     for subject, groups in slices.items():
         for group, entry in groups.items():
             ahead = [name for name in rivals if name in entry.differences and entry.differences[name].high < 0]
-            if ahead and entry.queries >= MIN_QUERIES:
+            if ahead and entry.users >= MIN_USERS:
                 values = {name: entry.systems[name].value for name in (*ahead, MAIN)}
                 best, own = max(ahead, key=lambda name: values[name]), values[MAIN]
                 text = f"{title(best)} is better on {subject}, {group} ({values[best]:.4f} {metric} against {own:.4f})."

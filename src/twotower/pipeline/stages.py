@@ -40,7 +40,7 @@ from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
 from twotower.trainers.run_files import config_diff
 from twotower.trainers.time_limit import TimeLimit
 from twotower.trainers.training_state import TrainingState
-from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer, check_validation
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config, ResolvedConfig
@@ -120,6 +120,7 @@ def train_stage(
     watch, anew = watch or Watch(), not resume
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
+    check_validation(dataset, config)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=dataset.negatives is not None)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0

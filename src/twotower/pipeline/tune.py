@@ -83,14 +83,14 @@ def tune_stage(
     Raises
     ------
     ConfigError
-        `hours` is not above 0.
+        `hours` is not a number above 0.
     DataError
         There is no validation part, or `out` holds something else.
     TrainingError
         A default recipe failed, or several trials in a row.
     """
-    if not hours > 0:
-        raise ConfigError(f"The time of the search is {hours:g} hours. It must be above 0. Give --hours 2, for example.")
+    if not 0 < hours < math.inf:
+        raise ConfigError(f"The time of the search is {hours:g} hours. It must be a number above 0. Give --hours 2, for example.")
     check_names(config)
     dataset = Dataset.open(data)
     config = as_made(config, dataset)

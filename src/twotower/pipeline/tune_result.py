@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.evaluation.bootstrap import resample
-from twotower.evaluation.evaluator import users_of
+from twotower.evaluation.comparison import users_of
 from twotower.pipeline.tune_study import RECIPE, TuningStudy
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.config import Config
@@ -111,7 +111,9 @@ class TuneResult:
             attrs = one.user_attrs
             rows.append(f"{one.number:>5}  {one.value:>10.4f}  {attrs['steps']:>7,}  {attrs['seconds']:>5.0f} s{_recipe(one)}")
         counts = [(name, sum(one.state == state for one in self.trials)) for state, name in STATES.items()]
-        rows.append(f"{len(self.trials)} trials: {', '.join(f'{count} {name}' for name, count in counts if count)}.")
+        states = ", ".join(f"{count} {name}" for name, count in counts if count)
+        trials = f"{len(self.trials)} trial{'' if len(self.trials) == 1 else 's'}"
+        rows.append(f"{trials}: {states}." if states else f"{trials}.")
         if self.importances:
             shares = [f"{name} {share:.0%}" for name, share in list(self.importances.items())[:MAX_PRINTED]]
             rows.append(f"Most important: {', '.join(shares)}.")
@@ -122,7 +124,10 @@ class TuneResult:
         queries = f"{len(self.held_out.queries):,} validation queries"
         default, best, gap = self.default, self.best, self.difference
         if default is None:
-            return "The default recipe is not trained to its end yet: nothing can be compared. Repeat the command to continue."
+            count = len(self.study.space.defaults)
+            what = "default recipe is" if count == 1 else f"{count} default recipes are"
+            trials = f" If you limit --trials, give at least {count}." if count > 1 else ""
+            return f"The {what} not trained to the end yet: nothing can be compared. Repeat the command to continue.{trials}"
         if best is None or gap is None:
             return f"No trial but the default recipe was trained to its end; it has validation {self.metric} {default.value:.4f}."
         gain_text = f"{self.metric} {best.value:.4f} against {default.value:.4f} on {queries}"

@@ -253,6 +253,8 @@ def _validation_loss(history: Sequence[ValidationStats]) -> str | None:
 def _best_is_past(history: Sequence[ValidationStats]) -> str | None:
     best = max(range(len(history)), key=lambda i: history[i].metric)
     past, now = len(history) - 1 - best, history[-1]
+    if not history[best].metric:
+        return None  # nothing was ever found: no validation is the best one
     share = 1 - history[best].step / now.step if now.step else 0.0
     if past < PAST_VALIDATIONS or share < PAST_SHARE:
         return None
@@ -260,7 +262,7 @@ def _best_is_past(history: Sequence[ValidationStats]) -> str | None:
     why = (
         f"The training loss fell by {fallen:.3f} meanwhile: the model is overfitting. Raise dropout and id_dropout of "
         "model.user_tower and model.item_tower, or training.weight_decay."
-        if fallen > 0
+        if round(fallen, 3) > 0
         else f"The training loss rose by {-fallen:.3f} meanwhile: training is unstable. Lower training.learning_rate."
     )
     return (

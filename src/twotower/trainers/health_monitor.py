@@ -13,7 +13,8 @@ from typing import Any
 from twotower.baselines.baselines import Popular
 from twotower.data.data_loader import TrainBatch
 from twotower.data.dataset import Dataset, HeldOut
-from twotower.evaluation.evaluator import Evaluation, evaluate
+from twotower.evaluation.comparison import Evaluation
+from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
 from twotower.schema import FIRST_ROW

@@ -27,7 +27,7 @@ from twotower.utils.documents import HistoryRecord, RepeatsRecord
 from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Float, Float64, Int
 
-RECENCIES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.5)
+RECENCIES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.5, 7.0, 10.0)
 """Weights of the last items that are tried, in nats."""
 OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Constants that are tried beside the weights of repeats, in nats."""

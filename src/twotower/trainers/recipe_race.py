@@ -267,6 +267,8 @@ def _recorded(winner: Entrant, runners: list[Entrant], *, tied: bool) -> Json:
     figures = ", ".join(others)
     seconds = sum(one.seconds for one in runners)
     reason = "is within 3 % of the best and preferred: validation" if tied else "has the best validation"
+    if not winner.value:
+        reason = "is preferred, because no candidate has found a target: validation"
     why = (
         f'"{winner.name}" {reason} {metric} after {share:.1%} of its steps {winner.value:.4f}; {figures}. '
         f"The comparison took {seconds:.0f} s; {winner.seconds:.0f} s of it are part of this run's training."

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from twotower.data.data_loader import TrainBatch, TrainLoader
-from twotower.data.dataset import Dataset
+from twotower.data.dataset import Dataset, HeldOut
 from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.errors import TrainingError
 from twotower.evaluation.evaluator import evaluate
+from twotower.evaluation.insights import seen_targets
 from twotower.models.build import build_model
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
@@ -28,8 +29,34 @@ from twotower.trainers.warm_start import init_item_ids_from_als
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config
+from twotower.utils.console import log
 from twotower.utils.hardware import trim_heap
 from twotower.utils.losses import softmax_loss
+
+
+def validation_queries(dataset: Dataset, config: Config) -> HeldOut:
+    """Return the validation queries of a training; none if the settings have no validation part.
+
+    Raises
+    ------
+    TrainingError
+        The settings require a validation part, and it has no query.
+    """
+    held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
+    if dataset.manifest.config.prepare.split.has_valid and not len(held_out.queries):
+        raise TrainingError(
+            f"The validation part of {dataset.path} is empty. Early stopping needs at least one query. Prepare the data with a "
+            "larger validation part, with more events per user, or without one (prepare.split.valid: 0)."
+        )
+    return held_out
+
+
+def check_validation(dataset: Dataset, config: Config) -> None:
+    """Refuse an empty validation part, as `validation_queries` does; warn if many of its targets cannot be found."""
+    held_out = validation_queries(dataset, config)
+    if config.evaluation.exclude_seen and distributed.rank() == 0:
+        for sentence in seen_targets(held_out.seen_targets, len(held_out.target_row), "validation"):
+            log.warning("%s", sentence)
 
 
 class TwoTowerTrainer(BaseTrainer):
@@ -69,13 +96,8 @@ class TwoTowerTrainer(BaseTrainer):
             replay=None if start is None else start.replay,
         )
         super().__init__(build_model(dataset, resolved, self.store), resolved, out, data=dataset.fingerprint)
-        self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
+        self.held_out = validation_queries(dataset, config)
         has_valid = dataset.manifest.config.prepare.split.has_valid
-        if has_valid and not len(self.held_out.queries):
-            raise TrainingError(
-                f"The validation part of {dataset.path} is empty. Early stopping needs at least one query. Prepare the data with a "
-                "larger validation part, with more events per user, or without one (prepare.split.valid: 0)."
-            )
         self.health = HealthMonitor(self.model, dataset, self.held_out, config) if has_valid else None
 
     def begin(self) -> None:

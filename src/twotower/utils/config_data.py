@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import codecs
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from twotower.utils.registry import Names
 
 
 class Settings(BaseModel):
-    """Base class of every section: immutable, unknown keys and numbers that are not finite are errors."""
+    """Base class of every section: immutable; unknown keys, numbers that are not finite and flags as numbers are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, serialize_by_alias=True
@@ -29,6 +29,22 @@ class Settings(BaseModel):
             return values
         sections = {name for name, field in cls.model_fields.items() if isinstance(field.annotation, type(BaseModel))}
         return {name: value for name, value in values.items() if value is not None or name not in sections}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flags_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number belongs; pydantic would read 1 and 0."""
+        types = _leaves(cls.model_fields[str(info.field_name)].annotation)
+        inside = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+        if bool not in types and types & {int, float} and any(isinstance(one, bool) for one in inside):
+            raise ValueError("input should be a number, not true or false")
+        return value
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """Return the types that a type hint contains, such as {int, NoneType} of `list[int] | None`."""
+    parts = get_args(annotation)
+    return set().union(*map(_leaves, parts)) if parts and not isinstance(parts[0], str) else {annotation}
 
 
 class ColumnConfig(Settings):

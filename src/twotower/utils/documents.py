@@ -189,6 +189,8 @@ class Protocol(Document):
     queries: Count
     users: Count
     targets: Count
+    seen_targets: Count = 0
+    """Targets that are in the history of their query. Lists without seen items cannot have them."""
     catalogue: Count
     """Items that are ranked."""
     metric: str
@@ -208,6 +210,8 @@ class ReportSummary(Document):
     """By system and metric."""
     differences: dict[str, dict[str, Interval]]
     """The model minus each other system, by system and metric."""
+    refreshed_differences: dict[str, dict[str, Interval]] = Field({})
+    """The model with a refreshed index minus each other system, by system and metric; empty if it was not evaluated."""
     beyond: dict[str, dict[str, Figure]]
     """Metrics beyond accuracy, by system."""
 

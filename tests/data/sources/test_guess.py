@@ -50,6 +50,19 @@ def test_columns_are_found_by_names_in_many_languages(header: list[str], tmp_pat
     assert roles(guess(path)) == dict(zip(("user", "item", "time", "rating"), header, strict=True))
 
 
+def test_ids_of_many_words_are_found_by_the_name_of_their_column(tmp_path: Path) -> None:
+    rows = [[f"Anna Maria de la Cruz {row[0]}", f"The little book of tea, volume {row[1]}", row[2]] for row in events()]
+    found = roles(guess(write(tmp_path / "log.csv", rows, ["user", "item", "time"])))
+    assert found == {"user": "user", "item": "item", "time": "time", "rating": None}
+
+
+@pytest.mark.parametrize("text", ["user,item,time\n", "user,item,time\nu1,i1\n"])
+def test_a_file_without_a_complete_row_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(DataError, match=r"log.csv has column names and no complete row\."):
+        guess(tmp_path / "log.csv")
+
+
 def test_three_tables_are_distinguished_by_names_and_values(tmp_path: Path) -> None:
     items = [
         [

@@ -13,7 +13,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from twotower.data.sources.column_words import CODES, says, word_set, words
+from twotower.data.sources.column_words import CODES, is_id, says, word_set, words
 from twotower.data.sources.time_formats import TimeFormat, time_format_of_numbers, time_format_of_texts
 from twotower.schema import HOURS_PER_WEEK
 
@@ -166,12 +166,13 @@ class ColumnFacts:
 
     @cached_property
     def id_like(self) -> bool:
-        """True if the values can be ids: short texts of few words, or whole numbers."""
+        """True if the values can be ids: whole numbers, or short texts of few words; of any number of words if the name says so."""
         if self.kind not in ("text", "whole"):
             return False
         if all(text.startswith("{") for text in self.examples):  # a JSON object is no id
             return False
-        return self.mean_words < 3 and sum(map(len, list(self.counts)[:2000])) / min(self.distinct, 2000) <= 64
+        named = max(is_id(self.name, "user"), is_id(self.name, "item")) > 1
+        return (named or self.mean_words < 3) and sum(map(len, list(self.counts)[:2000])) / min(self.distinct, 2000) <= 64
 
     @cached_property
     def events(self) -> bool:

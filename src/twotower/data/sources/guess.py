@@ -196,6 +196,8 @@ def guess_dataset(
     if main is None:
         others = tuple(TableGuess(table.sample, "other", _plain(table)) for table in tables)
         return DatasetGuess(None, others=others, questions=(question,))
+    if not main.sample.rows.num_rows:
+        raise DataError(f"{main.name} has column names and no complete row. Expected at least one event. Name another file.")
     rest = [table for table in tables if table is not main]
     entities = entity_keys(rest, main, {"item": items, "user": users}, named)
     _check_places(main, entities.get("item"), named)
