@@ -127,7 +127,8 @@ def test_a_report_without_any_hit_is_rendered(report: Any) -> None:
 def test_tone_follows_the_intervals(report: Any) -> None:
     def page(low: float, high: float) -> str:
         figure = {"value": (low + high) / 2, "low": low, "high": high}
-        differences = {"popular": {"NDCG@10": figure}, "oracle": {"NDCG@10": {"value": -1.0, "low": -1.0, "high": -1.0}}}
+        far = {"NDCG@10": {"value": -1.0, "low": -1.0, "high": -1.0}}
+        differences = {"popular": {"NDCG@10": figure}, "oracle": far, "two-tower, refreshed every 7 days": far}
         found = re.search(r'class="verdict (\w+)"', render(made(report, differences=differences)))
         assert found
         return found[1]
