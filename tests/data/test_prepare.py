@@ -136,7 +136,7 @@ def test_every_feature_has_a_name_of_its_own(names: tuple[str, ...], message: st
     ("rows", "settings_", "message"),
     [
         ([], {"split": CUTS}, "none of the 0 events belongs .* training part. Change prepare.split or add raw data"),
-        ([f"a x {day(15)}"], {"split": CUTS}, "none of the 1 events belongs to a user with an id in the training part"),
+        ([f"a x {day(15)}"], {"split": CUTS}, "there is one event, and the split holds it out"),
         (["- x 1", "- x 2"], {"split": LAST}, r"2 dropped because no user"),
         (["a x 1", "b x 2"], {"split": CUTS, "min_user_events": 2}, "all 2 were dropped by min_user_events 2, .* Lower"),
         (

@@ -132,7 +132,7 @@ def test_the_weight_of_the_last_items_that_drew_the_choices_is_chosen(
     record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=exclude_seen, repeats=not exclude_seen)
     assert float(system.model.priors.recency) == record.recency
     assert (record.recency > 0) == (true > 0)
-    assert set(record.by_recency) == ({"0", "0.5", "1", "2", "3", "4.5"} if true else {"0"})
+    assert set(record.by_recency) == ({f"{weight:g}" for weight in RECENCIES} if true else {"0"})
     assert record.by_recency[f"{record.recency:g}"] == max(record.by_recency.values())
     assert (record.repeats is None) == exclude_seen
 

@@ -235,10 +235,10 @@ def test_targets_that_cannot_be_found_are_announced(tmp_path: Path, caplog: pyte
     data += ["data.interactions.item_id=item", "data.interactions.time=time"]
     with caplog.at_level("INFO"):
         report = run_all(load_config(None, [*SMALL, *data]), tmp_path / "run")
-    assert "100% of the 120 validation targets are in the history of their query." in caplog.text
+    assert "100 % of the 120 validation targets are in the history of their query." in caplog.text
     assert "overfitting" not in caplog.text
     assert report is not None and report.protocol.seen_targets == report.protocol.targets
-    assert insights(report)[0].startswith("100% of the 120 test targets are in the history")
+    assert insights(report)[-1].startswith("100 % of the 120 test targets are in the history")
     assert report.verdict.startswith("A tie with popularity, the best baseline (no difference in NDCG@10).")
 
 

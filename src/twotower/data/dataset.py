@@ -1,8 +1,7 @@
 """Open a dataset folder: events by user and by item, features, and the held-out queries of a split.
 
-`prepare` writes the folder. Tables are read on first use. Events and features are read-only memory maps: opening is fast, only
-the used parts are read, and processes of one host share the pages. The history of a query holds only events before its
-time; `Dataset.held_out` defines this for each split.
+`prepare` writes the folder. Tables are read on first use. Events and features are read-only memory maps, shared by the processes
+of a host. The history of a query holds only events before its time; `Dataset.held_out` defines this for each split.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Describe a report in sentences: relative differences, and the slices in which a baseline is better."""
+"""Describe a report in sentences: relative differences, targets that cannot be found, and slices in which a baseline is better."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANY_SEEN = 0.1
 
 
 def insights(report: ReportSummary) -> list[str]:
-    """Return sentences: the model against every baseline, and the slices that a baseline wins.
+    """Return sentences: the model against the best baselines, targets that cannot be found, and slices that a baseline wins.
 
     Parameters
     ----------
@@ -26,10 +26,10 @@ def insights(report: ReportSummary) -> list[str]:
     if MAIN not in values:
         return []
     own, protocol = values[MAIN], report.protocol
-    sentences = seen_targets(protocol.seen_targets, protocol.targets, "test") if protocol.seen == "masked" else []
+    unreachable = seen_targets(protocol.seen_targets, protocol.targets, "test") if protocol.seen == "masked" else []
     rivals = sorted((name for name in values if name != "oracle" and not name.startswith(MAIN)), key=lambda name: -values[name])
-    sentences += [_against(metric, own, title(name), values[name]) for name in rivals[:3]]
-    return [*sentences, *(_won_by_others(report.slices, rivals, metric) if isinstance(report, Report) else [])]
+    sentences = [_against(metric, own, title(name), values[name]) for name in rivals[:3]]
+    return [*sentences, *unreachable, *(_won_by_others(report.slices, rivals, metric) if isinstance(report, Report) else [])]
 
 
 def seen_targets(seen: int, targets: int, part: str) -> list[str]:
@@ -37,8 +37,8 @@ def seen_targets(seen: int, targets: int, part: str) -> list[str]:
     if seen < MANY_SEEN * targets or not targets:
         return []
     return [
-        f"{seen / targets:.0%} of the {targets:,} {part} targets are in the history of their query. Lists leave out seen items, so "
-        "these targets cannot be found. If users come back to items, set evaluation.exclude_seen: false."
+        f"{100 * seen / targets:.0f} % of the {targets:,} {part} targets are in the history of their query. Lists leave out seen "
+        "items, so these targets cannot be found. If users come back to items, set evaluation.exclude_seen: false."
     ]
 
 

@@ -123,8 +123,11 @@ def train_stage(
     check_validation(dataset, config)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=dataset.negatives is not None)
-    device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
-    limit = TimeLimit(config.training.max_hours)
+    device, limit, share = (
+        choose_device(config.training.device),
+        TimeLimit(config.training.max_hours),
+        refit.stop_frac if refit else 1.0,
+    )
     with distributed.process_group(device):
         race = partial(fit_within, dataset, device, watch, callbacks=[limit])
         chosen, recipe, resume = choose_recipe(runners, out, race, resume=resume)
@@ -133,7 +136,7 @@ def train_stage(
         resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
         _remove_older(out, anew=anew)
         called = [limit, TensorBoardLogger(), *watch.callbacks]
-        reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
+        reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, share, callbacks=called))
         first = distributed.rank() == 0
     trim_heap()
     kept = None if refit is None else {name: torch.tensor(value) for name, value in refit.priors.items()}

@@ -52,11 +52,11 @@ def validation_queries(dataset: Dataset, config: Config) -> HeldOut:
 
 
 def check_validation(dataset: Dataset, config: Config) -> None:
-    """Refuse an empty validation part, as `validation_queries` does; warn if many of its targets cannot be found."""
+    """Refuse an empty validation part, as `validation_queries` does; say if many of its targets cannot be found."""
     held_out = validation_queries(dataset, config)
     if config.evaluation.exclude_seen and distributed.rank() == 0:
         for sentence in seen_targets(held_out.seen_targets, len(held_out.target_row), "validation"):
-            log.warning("%s", sentence)
+            log.info("%s", sentence)
 
 
 class TwoTowerTrainer(BaseTrainer):
