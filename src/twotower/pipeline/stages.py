@@ -120,14 +120,10 @@ def train_stage(
     watch, anew = watch or Watch(), not resume
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
-    check_validation(dataset, config)
-    valid, events = config.prepare.split.has_valid, dataset.n_train_events
+    valid, events = check_validation(dataset, config), dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=dataset.negatives is not None)
-    device, limit, share = (
-        choose_device(config.training.device),
-        TimeLimit(config.training.max_hours),
-        refit.stop_frac if refit else 1.0,
-    )
+    device, share = choose_device(config.training.device), refit.stop_frac if refit else 1.0
+    limit = TimeLimit(config.training.max_hours)
     with distributed.process_group(device):
         race = partial(fit_within, dataset, device, watch, callbacks=[limit])
         chosen, recipe, resume = choose_recipe(runners, out, race, resume=resume)

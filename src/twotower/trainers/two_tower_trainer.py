@@ -51,12 +51,13 @@ def validation_queries(dataset: Dataset, config: Config) -> HeldOut:
     return held_out
 
 
-def check_validation(dataset: Dataset, config: Config) -> None:
-    """Refuse an empty validation part, as `validation_queries` does; say if many of its targets cannot be found."""
+def check_validation(dataset: Dataset, config: Config) -> bool:
+    """Return True if there is a validation part, as `validation_queries` requires; say if many of its targets cannot be found."""
     held_out = validation_queries(dataset, config)
     if config.evaluation.exclude_seen and distributed.rank() == 0:
         for sentence in seen_targets(held_out.seen_targets, len(held_out.target_row), "validation"):
             log.info("%s", sentence)
+    return len(held_out.queries) > 0
 
 
 class TwoTowerTrainer(BaseTrainer):
