@@ -216,6 +216,11 @@ def test_the_verdict_names_every_baseline_that_is_better_and_judges_the_refreshe
         item_knn=(-0.01, -0.02, -0.001),
         ease=(0.1, 0.05, 0.15),
     )
+    tied = {**behind, **differences(ials=(-0.03, -0.07, 0.01))}
+    assert verdict(figures, tied, "two-tower", "NDCG@10") == (
+        "A tie with iALS, the best baseline (−0.0300 NDCG@10; the interval includes zero). "
+        "Worse than nearby popularity and item-kNN."
+    )
     ahead = differences(ials=(0.01, 0.002, 0.02))
     said = "Worse than iALS, the best baseline (−0.0300 NDCG@10; 95 % interval −0.0400 to −0.0200). "
     assert verdict(figures, behind, "two-tower", "NDCG@10") == said + "Also worse than nearby popularity and item-kNN."

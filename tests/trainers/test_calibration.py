@@ -313,6 +313,20 @@ def test_a_run_fits_judges_and_serves_with_the_weights(town: Any, config: Config
     assert torch.equal(again.weights, priors.weights) and torch.equal(again.centre, priors.centre)
 
 
+def test_a_finished_run_that_is_resumed_stays_as_it_is(town: Any, config: Config, tmp_path: Path) -> None:
+    """The weights are fitted again beginning with those of the training, not with the fitted ones."""
+    train_stage(config, town.folder, tmp_path)
+    files = ("manifest.json", "bundle/manifest.json")
+    before = [(tmp_path / name).read_text() for name in files], torch.load(tmp_path / "best.pt", weights_only=True)
+    for _ in range(2):
+        train_stage(config, town.folder, tmp_path, resume=True)
+        assert [(tmp_path / name).read_text() for name in files] == before[0]
+        model = torch.load(tmp_path / "best.pt", weights_only=True)["model"]
+        assert all(torch.equal(value, before[1]["model"][name]) for name, value in model.items())
+    fitted = open_manifest(RunManifest, tmp_path, "").calibration
+    assert fitted is not None and fitted.after != fitted.before
+
+
 def test_a_refreshed_model_is_no_rival_of_itself() -> None:
     name = refreshed("two-tower", 7)
     figures = {"two-tower": 0.1, name: 0.2, "popular": 0.05}

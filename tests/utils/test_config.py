@@ -60,6 +60,7 @@ def test_a_file_that_is_no_configuration_is_one_line(content: bytes, tmp_path: P
         ("prepare.split.valid=-0.1", "at least 0 and below 1; got -0.1 and 0.1"),
         ("prepare.split.test=1.0", "at least 0 and below 1"),
         ("prepare.split.test=.nan", "a finite number. Got nan"),
+        ("evaluation.refresh_days=1e300", "less than or equal to 36500"),
         ("prepare.split.test=0.95", "to leave training events"),
         ("data.items.fetures=[]", r"Unknown setting 'data.items.fetures'. Did you mean 'features'\?"),
         ("data.interactions.item=x", r"Unknown setting 'data.interactions.item'. Did you mean 'item_id'\?"),

@@ -60,7 +60,8 @@ def verdict(
     told = [rivals[0]] if "ials" not in rivals[1:] else [rivals[0], "ials"]
     sentences = [_sentence(name, ", the best baseline" if name == rivals[0] else "", differences, metric) for name in told]
     if ahead := [title(name) for name in rivals if name not in told and differences[name][metric].high < 0]:
-        sentences.append(f"Also worse than {_listed(ahead)}.")
+        also = any(sentence.startswith("Worse") for sentence in sentences)
+        sentences.append(f"{'Also worse' if also else 'Worse'} than {_listed(ahead)}.")
     if refreshed_differences:
         sentence = _sentence(rivals[0], "", refreshed_differences, metric)
         sentences.append(f"With a refreshed index: {sentence[0].lower()}{sentence[1:]}")

@@ -18,11 +18,15 @@ from twotower.utils.config import ResolvedConfig
 from twotower.utils.console import log
 from twotower.utils.documents import CalibrationRecord
 
+TRAINED = "trained_priors"
+
 
 def calibrate_run(
     config: ResolvedConfig, dataset: Dataset, checkpoint: Path, *, priors: Mapping[str, Tensor] | None = None, fit: bool = True
 ) -> CalibrationRecord | None:
     """Fit the weights of the score and the popularity of new items, store them in the checkpoint, and return the record of the fit.
+
+    The checkpoint keeps the weights of the training too (`trained_priors`): a second call, as of a resumed run, begins with them.
 
     Parameters
     ----------
@@ -32,15 +36,15 @@ def calibrate_run(
         False: the weights stay as they are, as in a refit, which has no validation part.
     """
     model, _, _ = load_trained(checkpoint, dataset)
-    if priors is not None:
-        model.priors.load_state_dict(dict(priors))
+    state = load_checkpoint(checkpoint)
+    trained = state.setdefault(TRAINED, {name: value.clone() for name, value in model.priors.state_dict().items()})
+    model.priors.load_state_dict(dict(trained if priors is None else priors))
     record = calibrate(model, dataset, config) if fit else None
     moment = split_moment(dataset, "valid")
     retriever = NeuralRetriever(model, open_store(dataset, "valid", config.model), n_item_rows=dataset.n_item_rows, time_s=moment)
     exposure = config.model.new_item_exposure
     found = calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=config.seed)
     model.priors.new_popularity.fill_(found)
-    state = load_checkpoint(checkpoint)
     state["model"].update({name: value for name, value in model.state_dict().items() if name.startswith("priors.")})
     save_checkpoint(checkpoint, state)
     if record is not None:

@@ -13,6 +13,7 @@ from twotower.data.dataset_features import can_refresh, log_popularity, open_sto
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.evaluator import judge
 from twotower.evaluation.examples import examples
+from twotower.evaluation.insights import seen_targets
 from twotower.evaluation.pictures import pictures
 from twotower.evaluation.report import write_report
 from twotower.evaluation.verdict import refreshed
@@ -22,7 +23,7 @@ from twotower.pipeline.run_folder import run_dataset, run_manifest
 from twotower.trainers.health_checks import advice_lines
 from twotower.trainers.run_files import read_rows
 from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
-from twotower.utils.console import progress
+from twotower.utils.console import log, progress
 from twotower.utils.documents import Report, finite
 from twotower.utils.manifests import RunManifest
 
@@ -75,6 +76,9 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
         "examples": examples(system, held_out, dataset, exclude_seen=config.evaluation.exclude_seen, seed=config.seed),
     }
     report = judged.model_copy(update=added)
+    if config.evaluation.exclude_seen:
+        for sentence in seen_targets(report.protocol.seen_targets, report.protocol.targets, "test"):
+            log.info("%s", sentence)
     write_report(report, out)
     return report
 

@@ -48,7 +48,7 @@ from twotower.utils.console import is_first_process, log, progress
 from twotower.utils.documents import RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
-from twotower.utils.nouns import plural
+from twotower.utils.nouns import counted
 from twotower.utils.registry import check_names
 from twotower.utils.run_parts import BEGIN, MANIFEST, OF_A_TRAINING, REPORT, REPORT_PAGE, REPORTS, remove_parts
 
@@ -334,7 +334,7 @@ def summary(manifest: DatasetManifest, out: Path) -> str:
     """Return one line about a prepared dataset."""
     kept, items = manifest.counts.kept, manifest.config.data.items
     noun = "item" if items is None else items.noun
-    return f"{out}: {kept.events:,} events of {kept.users:,} users at {kept.items:,} {plural(noun)}"
+    return f"{out}: {counted(kept.events, 'event')} of {counted(kept.users, 'user')} at {counted(kept.items, noun)}"
 
 
 def verdict(report: Report | None, out: Path) -> str:

@@ -33,6 +33,7 @@ from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.optimizer import choose_device
 from twotower.utils.config import Config
 from twotower.utils.console import log, setup_logging
+from twotower.utils.nouns import counted
 from twotower.utils.registry import check_names
 from twotower.utils.types import Float64
 
@@ -103,7 +104,7 @@ def tune_stage(
     study = TuningStudy.open(out, config, dataset)
     before = len(study.trials())
     if before:
-        log.info("tune: continuing the study in %s, which has %d trials", out, before)
+        log.info("tune: continuing the study in %s, which has %s", out, counted(before, "trial"))
     try:
         if processes == 1:
             run_trials(search, study, dataset)

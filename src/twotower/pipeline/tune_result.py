@@ -19,6 +19,7 @@ from twotower.pipeline.tune_study import RECIPE, TuningStudy
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.config import Config
 from twotower.utils.documents import Interval
+from twotower.utils.nouns import counted
 from twotower.utils.types import Float64, Int, Json
 
 VALUES, BEST, ROWS = "validation.npy", "best.yaml", "trials.jsonl"
@@ -112,7 +113,7 @@ class TuneResult:
             rows.append(f"{one.number:>5}  {one.value:>10.4f}  {attrs['steps']:>7,}  {attrs['seconds']:>5.0f} s{_recipe(one)}")
         counts = [(name, sum(one.state == state for one in self.trials)) for state, name in STATES.items()]
         states = ", ".join(f"{count} {name}" for name, count in counts if count)
-        trials = f"{len(self.trials)} trial{'' if len(self.trials) == 1 else 's'}"
+        trials = counted(len(self.trials), "trial")
         rows.append(f"{trials}: {states}." if states else f"{trials}.")
         if self.importances:
             shares = [f"{name} {share:.0%}" for name, share in list(self.importances.items())[:MAX_PRINTED]]
@@ -123,13 +124,18 @@ class TuneResult:
         """Return one sentence: whether a trial beats the default recipe."""
         queries = f"{len(self.held_out.queries):,} validation queries"
         default, best, gap = self.default, self.best, self.difference
+        count = len(self.study.space.defaults)
         if default is None:
-            count = len(self.study.space.defaults)
             what = "default recipe is" if count == 1 else f"{count} default recipes are"
             trials = f" If you limit --trials, give at least {count}." if count > 1 else ""
             return f"The {what} not trained to the end yet: nothing can be compared. Repeat the command to continue.{trials}"
         if best is None or gap is None:
-            return f"No trial but the default recipe was trained to its end; it has validation {self.metric} {default.value:.4f}."
+            trained = (
+                "the default recipe was trained to its end; it"
+                if count == 1
+                else "default recipes were trained to their end; the best"
+            )
+            return f"Only {trained} has validation {self.metric} {default.value:.4f}."
         gain_text = f"{self.metric} {best.value:.4f} against {default.value:.4f} on {queries}"
         noise = f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
         if not self.beats:

@@ -9,6 +9,7 @@ from pathlib import Path
 from twotower.trainers.callbacks import Callback, Training
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.console import log
+from twotower.utils.nouns import counted
 
 FIRST_STEPS, MEASURED_STEPS = 2, 8  # the first steps allocate memory and are slower
 RESERVED_VALIDATIONS = 3  # a last validation, the calibration and the export take about as long as three
@@ -57,8 +58,9 @@ class TimeLimit(Callback):
 
     def _tell(self, training: Training, step_s: float, now: float) -> None:
         left = training.last_step - training.step
-        measured = f"an epoch of {training.steps_per_epoch:,} steps takes about {duration(step_s * training.steps_per_epoch)}"
-        log.info("%s, the %s steps that are left %s, validations aside", measured, f"{left:,}", duration(step_s * left))
+        epoch = counted(training.steps_per_epoch, "step")
+        measured = f"an epoch of {epoch} takes about {duration(step_s * training.steps_per_epoch)}"
+        log.info("%s, the rest (%s) %s, validations aside", measured, counted(left, "step"), duration(step_s * left))
         if self.limit_s is not None and step_s * left > self.limit_s - (now - self._began):
             reached = training.step + int(max(self.limit_s - (now - self._began), 0) / step_s)
             log.warning("training.max_hours will end the training at about step %d of %d", reached, training.last_step)

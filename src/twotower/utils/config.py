@@ -157,9 +157,9 @@ class EvaluationConfig(Settings):
     protocol)."""
     max_queries: int | None = Field(100_000, ge=1)
     """Largest number of held-out queries to evaluate; of more, a seeded sample is used. null: all."""
-    refresh_days: float | None = Field(7.0, ge=0.01)
-    """Days between refreshes of the index during the test period, at least 0.01; weights stay. The report shows results with and
-    without refreshes. null: not evaluated. Used only if the dataset is split by time."""
+    refresh_days: float | None = Field(7.0, ge=0.01, le=36_500)
+    """Days between refreshes of the index during the test period, from 0.01 to 36,500; weights stay. The report shows results
+    with and without refreshes. null: not evaluated. Used only if the dataset is split by time."""
     baselines: list[Annotated[str, Names("baseline", (*COMPARED, "oracle"))]] = Field(list(COMPARED))
     """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True

@@ -22,6 +22,17 @@ def plural(noun: str) -> str:
     return f"{noun}es" if ENDS_LIKE_BUS.search(noun) else f"{noun}s"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Examples
+    --------
+    >>> counted(1, "event"), counted(2000, "story")
+    ('1 event', '2,000 stories')
+    """
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
 def with_article(noun: str) -> str:
     """Return a noun with "a" or "an".
 

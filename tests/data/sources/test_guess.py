@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from twotower.data.prepare import RESERVED_FEATURES
 from twotower.data.sources.guess import guess_dataset, guess_table
 from twotower.data.sources.guess_features import RESERVED_FEATURES as AVOIDED
-from twotower.data.sources.guess_text import describe
+from twotower.data.sources.guess_text import columns_of, describe
 from twotower.errors import DataError
 from twotower.utils.config import parse_config
 
@@ -54,6 +55,26 @@ def test_ids_of_many_words_are_found_by_the_name_of_their_column(tmp_path: Path)
     rows = [[f"Anna Maria de la Cruz {row[0]}", f"The little book of tea, volume {row[1]}", row[2]] for row in events()]
     found = roles(guess(write(tmp_path / "log.csv", rows, ["user", "item", "time"])))
     assert found == {"user": "user", "item": "item", "time": "time", "rating": None}
+
+
+def test_long_ids_are_found_by_name_and_shown_in_no_time(tmp_path: Path) -> None:
+    rows = [[f"{row[0]}{'x' * 20_000}", f"{row[1]}{'漢字' * 1_000}", row[2]] for row in events()[:50]]
+    found = guess(write(tmp_path / "log.csv", rows, ["user", "item", "time"]))
+    assert roles(found)["user"] == "user" and roles(found)["item"] == "item"
+    began = time.process_time()
+    assert all(columns_of(line) <= 80 for line in describe(found).splitlines())
+    assert time.process_time() - began < 5, "one pass over a text"
+
+
+def test_numbers_that_are_probably_times_are_asked_about(tmp_path: Path) -> None:
+    rows = [[row[0], row[1], 1_577_836_800 + 3_600 * place] for place, row in enumerate(events())]
+    path = write(tmp_path / "log.csv", rows, ["user", "item", "seen"])
+    question = "the values of seen are epoch seconds, and its name does not say so. If they are the times of the events, name it"
+    assert any(question in asked for asked in guess(path).questions)
+    assert roles(guess(path, time="seen"))["time"] == "seen" and not guess(path, time="seen").questions
+    assert not guess(path, time="none").questions
+    ids = write(tmp_path / "ids.csv", rows, ["user", "item", "order_id"])
+    assert not guess(ids).questions, "an id is no time"
 
 
 @pytest.mark.parametrize("text", ["user,item,time\n", "user,item,time\nu1,i1\n"])

@@ -166,13 +166,14 @@ class ColumnFacts:
 
     @cached_property
     def id_like(self) -> bool:
-        """True if the values can be ids: whole numbers, or short texts of few words; of any number of words if the name says so."""
+        """True if the values can be ids: whole numbers, or short texts of few words; any texts if the name says so."""
         if self.kind not in ("text", "whole"):
             return False
         if all(text.startswith("{") for text in self.examples):  # a JSON object is no id
             return False
-        named = max(is_id(self.name, "user"), is_id(self.name, "item")) > 1
-        return (named or self.mean_words < 3) and sum(map(len, list(self.counts)[:2000])) / min(self.distinct, 2000) <= 64
+        if max(is_id(self.name, "user"), is_id(self.name, "item")) > 1:
+            return True
+        return self.mean_words < 3 and sum(map(len, list(self.counts)[:2000])) / min(self.distinct, 2000) <= 64
 
     @cached_property
     def events(self) -> bool:

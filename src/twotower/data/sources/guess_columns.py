@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from twotower.data.sources.column_facts import ColumnFacts, depends_on
-from twotower.data.sources.column_words import is_id, says, word_set, words
+from twotower.data.sources.column_words import ID_WORDS, is_id, says, word_set, words
 from twotower.data.sources.file_form import Sample
 
 SETTINGS = {
@@ -131,6 +131,7 @@ def _key(
         name for name, column in facts.items() if column.id_like and name not in taken and not column.events and not column.time
     ]
     free = [name for name in free if is_id(name, other) < 2 or name in clear]
+    free = free or [name for name, column in facts.items() if column.kind == "text" and name not in taken]
     free.sort(key=lambda name: -facts[name].distinct)
     listed = ", ".join(
         f"{name} ({facts[name].distinct:,} values, such as {facts[name].examples[0]})" for name in (clear or free)[:5]
@@ -270,7 +271,7 @@ def _time_question(sample: Sample, facts: Facts, found: Mapping[str, ColumnGuess
             f"order of the rows (--time {NONE})."
         )
     if chosen is None:
-        return None
+        return _unsaid_time(sample, [c for name, c in facts.items() if name not in found])
     rank = _time_rank(facts[chosen])
     same = (facts[chosen].time, facts[chosen].values)
     rivals = [name for name, c in facts.items() if name not in found and _time_rank(c) >= rank and (c.time, c.values) != same]
@@ -280,6 +281,17 @@ def _time_question(sample: Sample, facts: Facts, found: Mapping[str, ColumnGuess
         if rivals
         else None
     )
+
+
+def _unsaid_time(sample: Sample, left: list[ColumnFacts]) -> str | None:
+    """Return a question if no column has the name of a time, and one has whole numbers that are probably times."""
+    for column in left:
+        if column.kind == "whole" and column.time and column.distinct > 1 and not ID_WORDS.intersection(words(column.name)):
+            return (
+                f"{sample.name}: the values of {column.name} are {column.time.what}, and its name does not say so. If they are the "
+                f"times of the events, name it: time (--time {column.name}). If not, use the order of the rows (--time {NONE})."
+            )
+    return None
 
 
 def _left_over(rows: pa.Table, column: ColumnFacts, item: str | None) -> ColumnGuess:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import yaml
 
 from twotower.data.sources.guess import DatasetGuess, TableGuess
 from twotower.errors import escaped
+from twotower.utils.nouns import counted
 
 WIDTH = 80
 PLAIN = ("feature", "shown", "unused", "of item", "of user")  # roles that the table of columns explains well enough
@@ -96,7 +99,7 @@ def _flow(value: Any) -> str:
 
 def _table(table: TableGuess) -> list[str]:
     sample = table.sample
-    rows = f"{sample.rows.num_rows:,} rows" if sample.complete else f"a sample of {sample.rows.num_rows:,} rows"
+    rows = counted(sample.rows.num_rows, "row") if sample.complete else f"a sample of {sample.rows.num_rows:,} rows"
     what = "not read" if table.kind == "other" else table.kind
     lines = wrapped([f"{sample.name}: {what}", *([str(sample.form)] if sample.form else []), rows], ", ")
     lines.append(_row(["column", "role", "kind", "missing", "examples"]))
@@ -119,17 +122,17 @@ def _row(cells: Sequence[str]) -> str:
 
 def columns_of(text: str) -> int:
     """Return the width of a text on a terminal: Chinese and Japanese characters take two columns."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    return 0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def cut(text: str, width: int) -> str:
     """Return the text, cut with "…" if it is wider than `width` columns of a terminal."""
-    if columns_of(text) <= width:
-        return text
-    kept = text
-    while columns_of(kept) > width - 1:
-        kept = kept[:-1]
-    return kept + "…"
+    ends = list(accumulate(map(_columns, text)))
+    return text if not ends or ends[-1] <= width else text[: bisect_right(ends, width - 1)] + "…"
 
 
 def padded(text: str, width: int) -> str:
