@@ -46,7 +46,7 @@ def test_the_log_says_what_an_epoch_takes(town: Town, tmp_path: Path, caplog: py
     with caplog.at_level(logging.INFO, "twotower"):
         train_stage(settings(town, max_hours=10), town.folder, tmp_path / "run")
     (line,) = [record.getMessage() for record in caplog.records if "an epoch of" in record.getMessage()]
-    assert "steps takes about" in line and "the 4 steps that are left" in line
+    assert "steps takes about" in line and "the rest (4 steps)" in line
     assert not [record for record in caplog.records if "max_hours" in record.getMessage()]
 
 

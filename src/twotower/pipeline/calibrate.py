@@ -36,8 +36,7 @@ def calibrate_run(
         False: the weights stay as they are, as in a refit, which has no validation part.
     """
     model, _, _ = load_trained(checkpoint, dataset)
-    state = load_checkpoint(checkpoint)
-    trained = state.setdefault(TRAINED, {name: value.clone() for name, value in model.priors.state_dict().items()})
+    trained = load_checkpoint(checkpoint).get(TRAINED) or {name: value.clone() for name, value in model.priors.state_dict().items()}
     model.priors.load_state_dict(dict(trained if priors is None else priors))
     record = calibrate(model, dataset, config) if fit else None
     moment = split_moment(dataset, "valid")
@@ -45,6 +44,7 @@ def calibrate_run(
     exposure = config.model.new_item_exposure
     found = calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=config.seed)
     model.priors.new_popularity.fill_(found)
+    state = load_checkpoint(checkpoint) | {TRAINED: trained}
     state["model"].update({name: value for name, value in model.state_dict().items() if name.startswith("priors.")})
     save_checkpoint(checkpoint, state)
     if record is not None:
