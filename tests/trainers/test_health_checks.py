@@ -145,6 +145,7 @@ def test_the_best_is_long_past() -> None:
     assert names(*sick) == ["best_is_past"]
     assert "overfitting" in diagnose(sick)[0].message and "step 200 of 500" in diagnose(sick)[0].message
     assert "training.learning_rate" in diagnose(run(0.1, 0.2, 0.15, 0.14, 0.13, loss=0.1))[0].message
+    assert "loss did not change" in diagnose(run(0.1, 0.2, 0.15, 0.14, 0.13, loss=1e-5))[0].message
     assert names(*run(*[0.0] * 9)) == [], "nothing was found: no validation is the best one"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from twotower.evaluation.verdict import MAIN, title
+from twotower.evaluation.verdict import MAIN, baselines_of, title
 from twotower.utils.documents import Report, ReportSummary, SliceGroup
 
 MIN_USERS = 30
@@ -27,7 +27,7 @@ def insights(report: ReportSummary) -> list[str]:
         return []
     own, protocol = values[MAIN], report.protocol
     unreachable = seen_targets(protocol.seen_targets, protocol.targets, "test") if protocol.seen == "masked" else []
-    rivals = sorted((name for name in values if name != "oracle" and not name.startswith(MAIN)), key=lambda name: -values[name])
+    rivals = sorted(baselines_of(values, MAIN), key=lambda name: -values[name])
     sentences = [_against(metric, own, title(name), values[name]) for name in rivals[:3]]
     return [*sentences, *unreachable, *(_won_by_others(report.slices, rivals, metric) if isinstance(report, Report) else [])]
 

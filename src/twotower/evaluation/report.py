@@ -20,7 +20,7 @@ from twotower import __version__
 from twotower.errors import DataError
 from twotower.evaluation.insights import insights
 from twotower.evaluation.pictures import drawn
-from twotower.evaluation.verdict import TITLES, is_refreshed
+from twotower.evaluation.verdict import TITLES, baselines_of
 from twotower.utils.documents import Interval, Report, parse_document
 from twotower.utils.metrics import METRICS
 from twotower.utils.nouns import spoken, with_article
@@ -102,7 +102,7 @@ def render(report: Report) -> str:
 
 def _tone(report: Report, metric: str) -> str:
     """Return "good" if the model beats every baseline, "bad" if one beats it, else "neutral"."""
-    differences = [d[metric] for name, d in report.differences.items() if name != "oracle" and not is_refreshed(name, _MAIN)]
+    differences = [report.differences[name][metric] for name in baselines_of(report.differences, _MAIN)]
     if not differences:
         return "neutral"
     if all(d.low > 0 for d in differences):

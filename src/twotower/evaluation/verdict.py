@@ -6,7 +6,7 @@ a tie. The oracle is an upper bound and is not compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from twotower.utils.documents import Interval
 
@@ -51,7 +51,7 @@ def verdict(
     >>> verdict({"two-tower": 0.064, "ease": 0.05}, gaps, "two-tower", "NDCG@10")
     'A tie with EASE, the best baseline (+0.0140 NDCG@10; the interval includes zero).'
     """
-    rivals = sorted((name for name in figures if name != "oracle" and not _same(name, main)), key=lambda name: -figures[name])
+    rivals = sorted(baselines_of(figures, main), key=lambda name: -figures[name])
     if main not in figures:
         best = f"The best baseline is {title(rivals[0])} ({figures[rivals[0]]:.4f} {metric})" if rivals else "Nothing else ran"
         return f"No model was evaluated. {best}."
@@ -106,9 +106,9 @@ def refreshed(main: str, days: float) -> str:
     return f"{main}, refreshed every {'day' if days == 1 else f'{days:g} days'}"
 
 
-def _same(name: str, main: str) -> bool:
-    """Return True if a system is the main one, with or without a refreshed index: it is not compared with itself."""
-    return name == main or is_refreshed(name, main)
+def baselines_of(names: Iterable[str], main: str) -> list[str]:
+    """Return the systems that the main one is judged by: neither itself, also refreshed, nor the oracle."""
+    return [name for name in names if name not in (main, "oracle") and not is_refreshed(name, main)]
 
 
 def is_refreshed(name: str, main: str) -> bool:

@@ -258,13 +258,15 @@ def _best_is_past(history: Sequence[ValidationStats]) -> str | None:
     share = 1 - history[best].step / now.step if now.step else 0.0
     if past < PAST_VALIDATIONS or share < PAST_SHARE:
         return None
-    fallen = history[best].training_loss - now.training_loss
-    why = (
-        f"The training loss fell by {fallen:.3f} meanwhile: the model is overfitting. Raise dropout and id_dropout of "
-        "model.user_tower and model.item_tower, or training.weight_decay."
-        if round(fallen, 3) > 0
-        else f"The training loss rose by {-fallen:.3f} meanwhile: training is unstable. Lower training.learning_rate."
-    )
+    fallen = round(history[best].training_loss - now.training_loss, 3)
+    why = "The training loss did not change meanwhile."
+    if fallen > 0:
+        why = (
+            f"The training loss fell by {fallen:.3f} meanwhile: the model is overfitting. Raise dropout and id_dropout of "
+            "model.user_tower and model.item_tower, or training.weight_decay."
+        )
+    elif fallen < 0:
+        why = f"The training loss rose by {-fallen:.3f} meanwhile: training is unstable. Lower training.learning_rate."
     return (
         f"The best result ({history[best].metric:.4f}) was at step {history[best].step:,} of {now.step:,}; the {past} validations "
         f"since were not better. {why} To save time, lower training.patience, or set training.num_epochs to about "
