@@ -31,6 +31,7 @@ def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[Two
         built.priors.new_popularity.fill_(0.75)
         built.priors.recency.fill_(0.7)
         built.priors.repeats.copy_(torch.tensor([-0.6, 0.9, -0.4, 0.3, -0.2, -0.1]))
+        built.priors.transitions.copy_(torch.tensor([0.8, 0.2, -0.5, -0.1]))
         built.priors.weights[:, 0] = torch.tensor([0.5, 0.8, 1.1])
         built.priors.weights[:, -1] = 0.001  # a user 30 km from an item loses 0.45 nats
         points = points_km(open_store(dataset, "future", config.model).location)

@@ -14,8 +14,8 @@ from typing import Literal
 PAD = 0
 UNKNOWN = 1
 FIRST_ROW = 2
-FORMAT_VERSION = 8  # of datasets and runs
-BUNDLE_FORMAT = 10
+FORMAT_VERSION = 9  # of datasets and runs
+BUNDLE_FORMAT = 11
 TRUTH_FILE = "town_truth.safetensors"  # of a simulated town
 
 # Raw tables (what a source returns) and prepared tables.

@@ -36,12 +36,18 @@ def test_the_inner_products_give_the_lists_of_the_bundle(files: tuple[Path, Path
     items, users = (pq.read_table(file) for file in files)
     assert users.num_rows == recommender.dataset.n_users and items.num_rows == int(recommender.bundle.arrays.offered.sum())
     scores, ids = array(users["vector"]) @ array(items["vector"]).T, np.array(items["item_id"].to_pylist())
+    bonuses = 0
     for at in range(0, users.num_rows, 23):
         seen = np.isin(ids, users["seen"][at].as_py())
+        for item, bonus in zip(users["bonus_items"][at].as_py(), users["bonuses"][at].as_py(), strict=True):
+            scores[at, ids == item] += bonus
+            assert item not in users["seen"][at].as_py()
+            bonuses += 1
         best = np.argsort(-np.where(seen, -np.inf, scores[at]), kind="stable")[:10]
         wanted = recommender.recommend(user=users["user_id"][at].as_py(), k=10)
         assert ids[best].tolist() == [one.item_id for one in wanted]
         np.testing.assert_allclose(scores[at, best], [one.score for one in wanted], atol=2e-3)
+    assert bonuses > 100
 
 
 def test_the_norms_of_items_are_similar(files: tuple[Path, Path], recommender: Recommender) -> None:
@@ -54,6 +60,7 @@ def test_a_new_history_is_queried_with_the_balance_of_the_file(files: tuple[Path
     about = json.loads(pq.read_schema(files[0]).metadata[b"twotower"])
     model, table = load(town_bundle), pq.read_table(files[0])
     bundle = load_bundle(town_bundle)
+    bundle.model.priors.transitions.zero_()  # only the server knows their bonuses for a new history
     assert about["version"] == bundle.manifest.seal[:12]
     assert about["tower"] + about["popularity"] + about["location"] == array(table["vector"]).shape[1]
     history = table["item_id"].to_pylist()[3:6]

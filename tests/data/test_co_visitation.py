@@ -50,6 +50,39 @@ def test_where_order_counts_events_near_each_other_count_more(monkeypatch: pytes
         assert near[row].tolist() == best + [0] * (5 - len(best))
 
 
+def test_transitions_count_pairs_in_order_on_each_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    user = np.sort(rng.integers(2, 40, 500))
+    item = rng.integers(2, 60, 500)
+    monkeypatch.setattr(co_visitation, "BLOCK", 7)
+    monkeypatch.setattr(co_visitation, "LAGS", 4)
+    lists = co_visitation.transitions(user, item, n_user_rows=41, n_item_rows=61, most=5)
+    histories = {u: item[user == u].tolist() for u in set(user.tolist())}
+    people = {i: sum(i in items for items in histories.values()) for i in range(61)}
+    follows = np.zeros((61, 61))
+    for items in histories.values():
+        for (one, a), (two, b) in combinations(enumerate(items), 2):
+            if a != b and two - one <= 4:
+                follows[a, b] += 1 / np.sqrt(people[a] * people[b]) / (two - one)
+    for weights, rows, values in ((follows, lists.after, lists.after_weight), (follows.T, lists.before, lists.before_weight)):
+        weights = weights.round(12)
+        for row in range(61):
+            best = [other for other in np.lexsort((np.arange(61), -weights[row])) if weights[row, other] > 0][:5]
+            assert rows[row].tolist() == best + [0] * (5 - len(best))
+            np.testing.assert_allclose(values[row], [*weights[row, best], *[0.0] * (5 - len(best))], rtol=1e-6)
+
+
+def test_transitions_of_a_dataset_are_of_training_alone(dataset: Dataset) -> None:
+    events, found = dataset.events, dataset.transitions
+    assert found is not None
+    kept = events.positive & (events.split == TRAIN)
+    sizes = {"n_user_rows": dataset.n_user_rows, "n_item_rows": dataset.n_item_rows, "most": found.after.shape[1]}
+    again = co_visitation.transitions(events.user_row[kept], events.item_row[kept], **sizes)
+    for name in ("after", "after_weight", "before", "before_weight"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(again, name))
+    assert max(found.after.max(), found.before.max()) < dataset.n_train_item_rows
+
+
 def test_only_a_users_latest_events_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(co_visitation, "MAX_USER_EVENTS", 2)
     near = co_visitation.co_visited(np.array([2, 2, 2]), np.array([2, 3, 4]), n_user_rows=3, n_item_rows=5, most=3)

@@ -27,6 +27,7 @@ from twotower.schema import UNKNOWN
 from twotower.serving import event_journal, redis_store
 from twotower.serving.event_store import open_store
 from twotower.serving.updater import Trial
+from twotower.utils.config_serving import Limits
 from twotower.utils.console import log
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
@@ -51,6 +52,9 @@ def change(client: TestClient, keyed: Keyed, **body: Any) -> dict[str, Any]:
 
 def refresh(client: TestClient, keyed: Keyed) -> dict[str, Any]:
     return dict(client.post("/admin/refresh", headers=keyed).json())
+
+
+NO_ANSWERS = Limits(rate=0, keep_answers_days=0)  # answers are logged later, and would be refused at any moment
 
 
 def listed(client: TestClient, **body: Any) -> list[str]:
@@ -292,7 +296,7 @@ def test_a_signed_bundle_is_served_with_changes_and_stays_as_it_was_signed(
 def test_a_file_that_has_become_read_only_is_told_and_lists_go_on(
     connect: Connect, keyed: Keyed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with connect(events=f"sqlite:{tmp_path / 'e'}", refresh_s=0) as client:
+    with connect(events=f"sqlite:{tmp_path / 'e'}", refresh_s=0, limits=NO_ANSWERS) as client:
         (known,) = (item["item_id"] for item in client.get("/v1/items?limit=1").json()["items"])
         journal = client.app.state.service.journal  # type: ignore[attr-defined]
         journal._store._connection.execute("PRAGMA query_only = 1")

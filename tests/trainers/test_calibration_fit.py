@@ -33,7 +33,7 @@ from twotower.trainers.calibration import (
     refreshed_system,
 )
 from twotower.utils.config import Config, parse_config
-from twotower.utils.documents import CalibrationRecord, HistoryRecord, RepeatsRecord
+from twotower.utils.documents import CalibrationRecord, HistoryRecord, RepeatsRecord, TransitionsRecord
 
 from ..documents import with_split
 from ..drawn_bundle import drawn
@@ -238,6 +238,7 @@ def model(dataset: Dataset, config: Config) -> TwoTower:
 def test_blocks_have_the_scores_of_an_answer(dataset: Dataset, model: TwoTower, config: Config, every_days: float | None) -> None:
     """The features of a query times the weights of its group rank all items as the system does that is calibrated."""
     model.priors.recency.zero_()  # the fit begins without
+    model.priors.transitions.zero_()
     held, system = dataset.held_out("valid").by_time(), refreshed_system(model, dataset, config, every_days)
     moments = system.moments(held.queries.time_s)
     assert (len(np.unique(moments)) == 1) == (every_days is None)
@@ -299,7 +300,10 @@ def test_a_calibration_says_what_it_did(dataset: Dataset, model: TwoTower, confi
         dataset.held_out("valid"), dataset, config.evaluation, metrics=[record.metric], beyond_k=None,
     ).mean(record.metric)  # fmt: skip
     assert record.history is not None
-    assert metric == pytest.approx(record.history.by_recency[f"{record.history.recency:g}"], abs=1e-4)
+    order = record.history.transitions
+    assert order is not None and order.used and order.before == record.history.by_recency[f"{record.history.recency:g}"]
+    assert metric == pytest.approx(order.after, abs=1e-4) and metric > order.before
+    assert after["transitions"].tolist() == pytest.approx(order.weights, rel=1e-6)
     assert record.history.by_recency["0"] == pytest.approx(record.after, abs=1e-4)
 
 
@@ -312,8 +316,14 @@ def test_a_record_in_words() -> None:
     assert in_words(record) == f"calibration: validation NDCG@10 0.1000 → 0.1235 with fitted weights; {towers}"
     unused = in_words(record.model_copy(update={"used": False, "after": 0.05}))
     assert "0.0500 with fitted weights, which are not used; towers" in unused
-    history = HistoryRecord(recency=2.0, by_recency={"0": 0.1, "2": 0.2}, repeats=None)
+    history = HistoryRecord(recency=2.0, by_recency={"0": 0.1, "2": 0.2}, transitions=None, repeats=None)
     assert in_words(record.model_copy(update={"history": history})).endswith("1.13 from 5; weight of the last items 2")
+    order = TransitionsRecord(before=0.2, after=0.25, used=True, weights=[1.0, 0.3, -0.5, -0.1])
+    told = in_words(record.model_copy(update={"history": history.model_copy(update={"transitions": order})}))
+    assert told.endswith("weight of the last items 2; 0.2000 → 0.2500 with weights of transitions")
+    order = order.model_copy(update={"used": False, "after": 0.15})
+    told = in_words(record.model_copy(update={"history": history.model_copy(update={"transitions": order})}))
+    assert told.endswith("0.2000 → 0.1500 with weights of transitions, which are not used")
     again = RepeatsRecord(before=0.1, after=0.2, used=True, weights=[1.0, 0.0, -0.5])
     told = in_words(record.model_copy(update={"history": history.model_copy(update={"repeats": again})}))
     assert told.endswith("weight of the last items 2; seen items included, 0.1000 → 0.2000 with weights of repeats")

@@ -17,8 +17,9 @@ from twotower.trainers.history_weights import (
     _clearly_likelier,
     _likelihood,
     _lists,
+    _transition_choices,
     choose_history_weights,
-    fit_repeats,
+    fit_bonus,
 )
 from twotower.utils.config import Config, EvaluationConfig, parse_config
 
@@ -37,12 +38,20 @@ def config(dataset: Dataset) -> Config:
 def system(dataset: Dataset, config: Config) -> RefreshedRetriever:
     model, _ = drawn(dataset, config.model.model_dump(mode="json"))
     model.priors.repeats.zero_()
+    model.priors.transitions.zero_()
     model.priors.recency.zero_()
     return refreshed_system(model, dataset, config, None)
 
 
-def drawn_choices(system: RefreshedRetriever, dataset: Dataset, weights: np.ndarray, size: int, recency: float = 0.0) -> HeldOut:
-    """Return queries whose targets are drawn from the scores with a weight of the last items and a bonus of repeats."""
+def drawn_choices(
+    system: RefreshedRetriever,
+    dataset: Dataset,
+    weights: np.ndarray,
+    size: int,
+    recency: float = 0.0,
+    order: np.ndarray | None = None,
+) -> HeldOut:
+    """Return queries whose targets are drawn from the scores with a weight of the last items, and bonuses of order and repeats."""
     draw = np.random.default_rng(0)
     rows = np.arange(2, min(dataset.n_user_rows, 400))
     queries = dataset.histories(rows, np.full(len(rows), int(dataset.events.time_s.max()) + 1))
@@ -56,12 +65,17 @@ def drawn_choices(system: RefreshedRetriever, dataset: Dataset, weights: np.ndar
         for back, item in enumerate(queries.item_row[queries.offsets[b] : queries.offsets[b + 1]][::-1][:16]):
             logits[b] += recency * 0.5**back * (vectors @ vectors[item])
     logits[:, :2] = -np.inf
+    plain = logits.copy()
+    if order is not None:
+        assert dataset.transitions is not None
+        query, item_row, features = dataset.transitions.near(queries)
+        logits[query, item_row] += features @ order
     for b in range(len(queries)):
         history = queries.item_row[queries.offsets[b] : queries.offsets[b + 1]].tolist()
         for item in set(history):
             repeated = len(history) - len(set(history))
             counted = [1.0, np.log(history.count(item)), np.log1p(history[::-1].index(item)), np.log1p(repeated)]
-            logits[b, item] += np.dot([*counted, popularity[item], logits[b, item]], weights)
+            logits[b, item] += np.dot([*counted, popularity[item], plain[b, item]], weights)
     target = (logits + draw.gumbel(size=logits.shape)).argmax(axis=1)
     return HeldOut(queries, np.arange(len(queries) + 1), target, np.zeros(len(queries), np.int64))
 
@@ -69,10 +83,43 @@ def drawn_choices(system: RefreshedRetriever, dataset: Dataset, weights: np.ndar
 def test_known_weights_are_found_again(system: RefreshedRetriever, dataset: Dataset) -> None:
     held_out = drawn_choices(system, dataset, WEIGHTS, 4000)
     lists = _lists(system, held_out, 10)[0.0]
-    found = fit_repeats(lists, np.ones(4000, np.int64))
+    found = fit_bonus(lists, np.ones(4000, np.int64))
     np.testing.assert_allclose(found[1:], WEIGHTS[1:], atol=0.25)
     likely = lists.features[lists.share > 1e-6]  # their scores hardly differ from a constant
     assert np.abs(likely @ (found - WEIGHTS)).mean() < 0.2
+
+
+def test_known_weights_of_transitions_are_found_again(system: RefreshedRetriever, dataset: Dataset) -> None:
+    order = np.array([2.0, 0.4, -1.5, -0.3])
+    held_out = drawn_choices(system, dataset, -50 * ONE, 4000, order=order)
+    choices, outside = _transition_choices(system, held_out, 0.0)
+    found = fit_bonus(choices, outside)
+    likely = choices.features[choices.share > 1e-3]
+    assert len(likely) > 1000 and np.abs(likely @ (found - order)).mean() < 0.2
+    assert choices.features.shape == (len(choices.query), 4) and outside.max() == 1
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_transitions_are_used_where_they_draw_the_choices(system: RefreshedRetriever, dataset: Dataset, repeats: bool) -> None:
+    weights, order = (WEIGHTS if repeats else -50 * ONE), np.array([3.0, 0.4, -1.5, -0.3])
+    held_out = drawn_choices(system, dataset, weights, 3000, order=order)
+    given = {"metric": "NDCG@10", "exclude_seen": not repeats, "repeats": repeats}
+    record = choose_history_weights(system, held_out, **given)
+    assert record.transitions is not None and record.transitions.used
+    assert record.transitions.after > record.transitions.before
+    assert system.model.priors.transitions.tolist() == pytest.approx(record.transitions.weights, rel=1e-6)
+    config = EvaluationConfig(exclude_seen=not repeats)
+    system.drop()
+    metric = evaluate(system, held_out, dataset, config, metrics=["NDCG@10"], beyond_k=None).mean("NDCG@10")
+    assert metric == pytest.approx(record.transitions.after, abs=1e-4)
+
+
+def test_transitions_that_say_nothing_are_not_used(system: RefreshedRetriever, dataset: Dataset) -> None:
+    held_out = drawn_choices(system, dataset, -50 * ONE, 300)
+    record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=True, repeats=False)
+    assert record.transitions is not None and not record.transitions.used
+    assert not system.model.priors.transitions.any()
+    assert record.by_recency[f"{record.recency:g}"] == record.transitions.before
 
 
 def test_likelihood_gradient_and_hessian_are_those_of_the_formula(system: RefreshedRetriever, dataset: Dataset) -> None:
@@ -96,6 +143,7 @@ def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, ever
     """For every weight of the last items, with and without the items of the histories."""
     model, _ = drawn(dataset, config.model.model_dump(mode="json"))
     model.priors.recency.zero_()
+    model.priors.transitions.zero_()
     system, held_out = refreshed_system(model, dataset, config, every_days), dataset.held_out("valid").by_time()
     weights = np.array([0.4, 0.7, -0.3, 0.2, -0.3, -0.2])
     made = _lists(system, held_out, 10)
@@ -121,7 +169,7 @@ def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, ever
 
 def test_users_who_never_repeat_lower_the_weight_of_seen_items(system: RefreshedRetriever, dataset: Dataset) -> None:
     held_out = drawn_choices(system, dataset, -50 * ONE, 2000)
-    assert fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(2000, np.int64))[0] < 0
+    assert fit_bonus(_lists(system, held_out, 10)[0.0], np.ones(2000, np.int64))[0] < 0
 
 
 @pytest.mark.parametrize(("true", "exclude_seen"), [(0.0, True), (3.0, True), (3.0, False)])
@@ -150,7 +198,7 @@ def test_queries_without_a_history_leave_the_weights_at_zero(system: RefreshedRe
     held_out = HeldOut(queries, np.array([0, 1, 2]), np.array([4, 5]), np.zeros(2, np.int64))
     record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=False, repeats=True)
     assert record.recency == 0 and record.repeats is not None
-    assert fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(2, np.int64)).tolist() == [0.0] * 6
+    assert fit_bonus(_lists(system, held_out, 10)[0.0], np.ones(2, np.int64)).tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])

@@ -144,7 +144,8 @@ class Bundle:
             The filters from which `allow` was compiled, for indexes that evaluate filters themselves.
         """
         index = self.index.with_filters(filters)
-        return search(self.model, index, torch.from_numpy(self.arrays.vectors), vectors, queries, k, again=again, allow=allow)
+        items = torch.from_numpy(self.arrays.vectors)
+        return search(self.model, self.store, index, items, vectors, queries, k, again=again, allow=allow)
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """Return the k best items of each query; see `Retriever`. Scores are inner products. Removed items are not recommended."""

@@ -21,6 +21,7 @@ import torch
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.index_tuning import balance_of, sample_queries
 from twotower.errors import DataError
+from twotower.models.neural_retriever import model_bonuses
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.search.approximate import balanced
 from twotower.search.filters.item_filter import ItemFilter
@@ -32,6 +33,7 @@ from twotower.utils.ids import id_types, native_ids
 from twotower.utils.types import Float, Int
 
 VECTOR, POPULARITY, RECENT, SEEN, ITEM = "vector", "popularity", "recent_events", "seen", "item"
+BONUS_ITEMS, BONUSES = "bonus_items", "bonuses"
 OWN = (ITEM_ID, VECTOR, POPULARITY, RECENT)
 BATCH = 1000  # items of one upload
 USERS = 1024  # users encoded at once
@@ -64,14 +66,22 @@ def publish_parquet(bundle: Bundle, out: Path) -> int:
 def publish_users(bundle: Bundle, out: Path) -> int:
     """Write what all users of the bundle are queried with to a Parquet file, and return their number.
 
-    It has "user_id", "vector" and "seen", the ids of the items that a list leaves out.
+    It has "user_id", "vector" and "seen", the ids of the items that a list leaves out. "bonus_items" are the ids of the items whose
+    score is the inner product and a bonus (those after and before the last items of the user), and "bonuses" are these.
     """
     dataset, balance = bundle.dataset, _balance(bundle)
     kinds = id_types(dataset.manifest)
     users, items = native_ids(dataset.users[USER_ID], kinds[USER_ID]), native_ids(dataset.items[ITEM_ID], kinds[ITEM_ID])
     kind = pa.list_(pa.float32(), bundle.arrays.vectors.shape[1])
     schema = pa.schema(
-        [(USER_ID, users.type), (VECTOR, kind), (SEEN, pa.list_(items.type))], {"twotower": json.dumps(_about(bundle, balance))}
+        [
+            (USER_ID, users.type),
+            (VECTOR, kind),
+            (SEEN, pa.list_(items.type)),
+            (BONUS_ITEMS, pa.list_(items.type)),
+            (BONUSES, pa.list_(pa.float32())),
+        ],
+        {"twotower": json.dumps(_about(bundle, balance))},
     )
     with atomic_file(out) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
         for start in range(0, dataset.n_users, USERS):
@@ -79,11 +89,26 @@ def publish_users(bundle: Bundle, out: Path) -> int:
             queries = dataset.histories(rows, np.full(len(rows), bundle.moment_s))
             vectors = bundle.query_vectors(queries, np.zeros(len(rows), np.float32)).numpy()
             vectors = balanced(vectors, [1 / one for one in balance])
-            offsets, left_out = queries.left_out(np.zeros(len(rows), np.bool_))
-            seen = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _plain(items.take(left_out - FIRST_ROW)))
-            columns = [_plain(users.slice(start, len(rows))), _lists(vectors), seen.cast(schema.field(SEEN).type)]
+            never = np.zeros(len(rows), np.bool_)
+            offsets, left_out = queries.left_out(never)
+            found = model_bonuses(bundle.model, bundle.store, queries, never)
+            found = found.take(bundle.arrays.offered[found.item_row])
+            begins, listed = found.beside((np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int64)))
+            temperature, weights = float(bundle.model.temperature().detach()), bundle.model.priors.transitions.double().numpy()
+            added = pa.array((temperature * (found.transitions @ weights)).astype(np.float32))
+            columns = [
+                _plain(users.slice(start, len(rows))),
+                _lists(vectors),
+                _ragged(offsets, _plain(items.take(left_out - FIRST_ROW))).cast(schema.field(SEEN).type),
+                _ragged(begins, _plain(items.take(listed - FIRST_ROW))).cast(schema.field(BONUS_ITEMS).type),
+                _ragged(begins, added),
+            ]
             writer.write_table(pa.table(columns, schema=schema))
     return dataset.n_users
+
+
+def _ragged(offsets: Int, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
 def publish_milvus(bundle: Bundle, address: MilvusAddress, *, exact: bool = False) -> int:

@@ -1,21 +1,24 @@
-"""Find the co-visited items of each item: those that have events of the same users in training.
+"""Find items that have events of the same users in training: those co-visited with an item, and those after and before it.
 
-The result depends only on the training events. Used as an item feature, it is one precomputed layer of graph convolution (He et
-al., "LightGCN", SIGIR 2020): an item learns from its neighbours in one training step, where its id alone would need many events.
+The results depend only on the training events. Used as an item feature, co-visited items are one precomputed layer of graph
+convolution (He et al., "LightGCN", SIGIR 2020): an item learns from its neighbours in one training step, where its id alone would
+need many events. The items after and before an item tell what the towers learn slowly, the direction; see `features.transitions`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from twotower.features.transitions import Transitions
 from twotower.schema import FIRST_ROW
 from twotower.utils.hardware import cores
 from twotower.utils.ragged import lengths_to_offsets
-from twotower.utils.types import Float64, Int, Mask
+from twotower.utils.types import Float, Float64, Int, Mask
 
 MAX_USER_EVENTS = 100  # most recent events of a user: very active users tell little, and pairs grow quadratically
 BLOCK = 1024  # items compared at once by each thread
@@ -49,19 +52,43 @@ def co_visited(
     users_of, items_of = np.maximum(interactions.getnnz(0), 1), np.maximum(interactions.getnnz(1), 1)
     by_user = (sparse.diags(items_of**-0.5) @ interactions @ sparse.diags(users_of**-0.5)).tocsr()
     by_item = by_user.T.tocsr()
-    near = np.zeros((n_item_rows, most), np.int32)
     pairs = _Pairs(user_row, item_row, items_of**-1.0, users_of**-0.5) if ordered else None
 
+    def alike(start: int, stop: int) -> sparse.csr_matrix:
+        return by_item[start:stop] @ by_user if pairs is None else pairs.alike(start, stop)
+
+    return _nearest(alike, n_item_rows, most)[0]
+
+
+def transitions(user_row: Int, item_row: Int, *, n_user_rows: int, n_item_rows: int, most: int) -> Transitions:
+    """Return the `most` items with the largest weights after each item, and before it.
+
+    The weight of two items is the sum of 1/lag over their pairs of events of the same user in this order, divided by the square
+    root of the product of the items' numbers of users. The lag is their distance in events, up to `LAGS`. Parameters as in
+    `co_visited`.
+    """
+    users_of = np.maximum(_interactions(user_row, item_row, n_user_rows, n_item_rows).getnnz(0), 1)
+    after, before = (_Pairs(user_row, item_row, np.ones(n_user_rows), users_of**-0.5, sides=(side,)).alike for side in (1, -1))
+    return Transitions(*_nearest(after, n_item_rows, most), *_nearest(before, n_item_rows, most))
+
+
+def _nearest(alike: Callable[[int, int], sparse.csr_matrix], n_item_rows: int, most: int) -> tuple[NDArray[np.int32], Float]:
+    """Return the other items that are most similar to each item, and the similarities float32; [n_item_rows, most], 0 without.
+
+    `alike(start, stop)` returns the similarities of the items start … stop - 1 to all items.
+    """
+    near, values = np.zeros((n_item_rows, most), np.int32), np.zeros((n_item_rows, most), np.float32)
+
     def find(start: int) -> None:
-        alike = by_item[start : start + BLOCK] @ by_user if pairs is None else pairs.alike(start, min(start + BLOCK, n_item_rows))
+        found = alike(start, min(start + BLOCK, n_item_rows))
         for row in range(start, min(start + BLOCK, n_item_rows)):
-            found = slice(*alike.indptr[row - start : row - start + 2])
-            best = _best(alike.indices[found], alike.data[found], row, most)
-            near[row, : len(best)] = best
+            mine = slice(*found.indptr[row - start : row - start + 2])
+            best, value = _best(found.indices[mine], found.data[mine], row, most)
+            near[row, : len(best)], values[row, : len(best)] = best, value
 
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(find, range(FIRST_ROW, n_item_rows, BLOCK)))
-    return near
+    return near, values
 
 
 class _Pairs:
@@ -71,11 +98,13 @@ class _Pairs:
     ----------
     of_user, of_item
         float64 [n_user_rows], [n_item_rows]: factor of a pair for its user, and for each of its items.
+    sides
+        1: the other event comes after that of the item; -1: before it.
     """
 
-    def __init__(self, user_row: Int, item_row: Int, of_user: Float64, of_item: Float64) -> None:
+    def __init__(self, user_row: Int, item_row: Int, of_user: Float64, of_item: Float64, sides: tuple[int, ...] = (-1, 1)) -> None:
         late = _late(user_row, len(of_user))
-        self.user, self.item = user_row[late], item_row[late]
+        self.user, self.item, self.sides = user_row[late], item_row[late], sides
         self.of_user, self.of_item = of_user, of_item
         self.by_item = np.argsort(self.item, kind="stable")
         self.offsets = lengths_to_offsets(np.bincount(self.item, minlength=len(of_item)))
@@ -85,7 +114,7 @@ class _Pairs:
         event = self.by_item[self.offsets[start] : self.offsets[stop]]
         rows, columns, weights = [], [], []
         for lag in range(1, LAGS + 1):
-            for other in (event - lag, event + lag):
+            for other in (event + side * lag for side in self.sides):
                 inside = (other >= 0) & (other < len(self.user))
                 one, two = event[inside], other[inside]
                 same = self.user[one] == self.user[two]
@@ -112,11 +141,12 @@ def _interactions(user_row: Int, item_row: Int, n_user_rows: int, n_item_rows: i
     return interactions
 
 
-def _best(item: NDArray[np.int32], value: Float64, itself: int, most: int) -> NDArray[np.int32]:
-    """Return the items with the largest values, best first; among equal values the lower row first."""
+def _best(item: NDArray[np.int32], value: Float64, itself: int, most: int) -> tuple[NDArray[np.int32], Float64]:
+    """Return the items with the largest values, best first, and the values; among equal values the lower row first."""
     value = value.round(12)  # makes sums in different order equal
     value[item == itself] = 0
     floor = np.partition(value, -most)[-most] if len(value) > most else 0
     kept = (value >= floor) & (value > 0)
     item, value = item[kept], value[kept]
-    return item[np.lexsort((item, -value))[:most]]
+    best = np.lexsort((item, -value))[:most]
+    return item[best], value[best]

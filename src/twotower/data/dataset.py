@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from twotower.data.event_arrays import Events, ItemEvents, NegativeEvents
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders
+from twotower.features.transitions import Transitions
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNOWN, USER_ID, WITHHELD
 from twotower.utils.array_files import open_arrays
@@ -32,7 +33,7 @@ from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragg
 from twotower.utils.types import Array, Float64, Int
 
 EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "item_events.safetensors", "positions.safetensors"
-NEGATIVES_FILE = "negatives.safetensors"
+NEGATIVES_FILE, TRANSITIONS_FILE = "negatives.safetensors", "transitions.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
 ASIDE = ("rejects.jsonl", TRUTH_FILE, POSITIONS_FILE)  # files that no model depends on
 
@@ -120,7 +121,7 @@ class Dataset:
     def with_items(self, items: pa.Table, item_features: dict[str, Array], item_events: ItemEvents) -> Dataset:
         """Return the same data with other items, in memory. Known items keep their rows; new ones follow."""
         other = Dataset(self.path, self.manifest.model_copy(update={"n_items": len(items)}))
-        kept = ("events", "negatives", "users", "user_features", "encoders", "user_ids")
+        kept = ("events", "negatives", "transitions", "users", "user_features", "encoders", "user_ids")
         other.__dict__ |= {name: getattr(self, name) for name in kept}
         other.__dict__ |= {"items": items, "item_features": item_features, "item_events": item_events}
         other.n_train_items, other.n_train_item_rows = self.n_train_items, self.n_train_item_rows
@@ -188,6 +189,12 @@ class Dataset:
     def item_features(self) -> dict[str, Array]:
         """Return the encoded static features of the items, over all rows."""
         return open_arrays(self.path / ITEM_FEATURES_FILE)
+
+    @cached_property
+    def transitions(self) -> Transitions | None:
+        """Return the items after and before each item in the training events; None if they were not prepared."""
+        path = self.path / TRANSITIONS_FILE
+        return Transitions(**open_arrays(path)) if path.is_file() else None
 
     @cached_property
     def user_features(self) -> dict[str, Array]:

@@ -45,6 +45,7 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
         max_history=model.user_tower.max_history,
         use_location=model.request_location,
         log_popularity=popularity_of(dataset, split),
+        transitions=dataset.transitions,
     )
 
 

@@ -19,7 +19,7 @@ from twotower.data.event_arrays import Events, ItemEvents
 from twotower.data.grown_negatives import new_requests, write_negatives
 from twotower.data.growth import Growth, last_event_s, rows_of
 from twotower.data.new_rows import NewRows
-from twotower.data.prepare import find_neighbours, finish, replacing, write_table
+from twotower.data.prepare import finish, replacing, write_neighbours, write_table
 from twotower.data.sources.raw_tables import POSITION
 from twotower.errors import DataError
 from twotower.features.encoders import encode_items, encode_users, grow_encoders
@@ -191,7 +191,7 @@ def _write_features(base: Dataset, items: pa.Table, users: pa.Table, new_row: In
     if NEIGHBOURS in base.item_features:
         most = base.item_features[NEIGHBOURS].shape[1]
         shape = {"n_user_rows": len(users) + FIRST_ROW, "n_item_rows": len(items) + FIRST_ROW, "most": most}
-        encoded[NEIGHBOURS] = find_neighbours(folder, shape, ordered=True)
+        encoded[NEIGHBOURS] = write_neighbours(folder, shape, ordered=True)
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twotower.data.co_visitation import co_visited
-from twotower.data.dataset import ITEM_FEATURES_FILE, USER_FEATURES_FILE
+from twotower.data.co_visitation import co_visited, transitions
+from twotower.data.dataset import ITEM_FEATURES_FILE, TRANSITIONS_FILE, USER_FEATURES_FILE
 from twotower.data.event_tables import read_pairs, write_events
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Stage, is_training, row_count, select_events
 from twotower.data.sources.account import Rejects
@@ -56,7 +56,7 @@ from twotower.schema import (
     USER_ROW,
     FeatureSpec,
 )
-from twotower.utils.array_files import write_arrays
+from twotower.utils.array_files import arrays_of, write_arrays
 from twotower.utils.atomic_files import atomic_folder
 from twotower.utils.config import Config, PrepareConfig
 from twotower.utils.ids import TEXT as TEXT_ID
@@ -174,7 +174,7 @@ def _build(stage: Stage, folder: Path, report: ProgressCallback, rejects: Reject
         report("find neighbours")
         sizes = {"n_user_rows": len(users) + FIRST_ROW, "n_item_rows": len(items) + FIRST_ROW}
         sizes["most"] = config.prepare.co_visited_items
-        encoded[NEIGHBOURS] = find_neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
+        encoded[NEIGHBOURS] = write_neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
     report("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
@@ -253,12 +253,15 @@ def _event_types(events: ir.Table) -> list[str]:
     return sorted(names[EVENT_TYPE].to_pylist())
 
 
-def find_neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
+def write_neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
     """Return the co-visited items int32 [n_item_rows, most] of the training events in `folder`.
 
-    `sizes` has `n_user_rows`, `n_item_rows` and `most`; `ordered` says if the events of a user have an order. See `co_visited`.
+    If the events of a user have an order (`ordered`), also write the items after and before each item. `sizes` has `n_user_rows`,
+    `n_item_rows` and `most`; see `co_visited`.
     """
     user, item = read_pairs(folder)
+    if ordered:
+        write_arrays(folder / TRANSITIONS_FILE, arrays_of(transitions(user, item, **sizes)))
     return co_visited(user, item, **sizes, ordered=ordered)
 
 

@@ -17,6 +17,7 @@ from twotower.features.batches import GAP_BUCKETS, FieldSpec, ItemBatch, UserBat
 from twotower.features.encoders import cell_rows
 from twotower.features.geo import points_km
 from twotower.features.point_in_time import ITEM_STATE_WIDTH, USER_STATE_WIDTH, History, HistoryState, ItemDynamics, user_state
+from twotower.features.transitions import Transitions
 from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, NEIGHBOURS, PAD, UNKNOWN, FeatureSpec
 from twotower.utils.types import Array, Float, Int, Mask
@@ -46,6 +47,8 @@ class FeatureStore:
         Number of most recent events read of a history.
     log_popularity
         float32 [n_item_rows, H']: popularity columns; see `data.dataset_features.log_popularity`.
+    transitions
+        The items after and before each item; None if they are unknown.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class FeatureStore:
         max_history: int,
         log_popularity: Float,
         use_location: bool = False,
+        transitions: Transitions | None = None,
     ) -> None:
         self._items = _fields(item_static)
         self._user_static = user_static
@@ -70,7 +74,7 @@ class FeatureStore:
         self.dynamics, self._cells, self.use_location = dynamics, cells, use_location and cells is not None
         self._trained_items, self._trained_users = n_train_item_rows, n_train_user_rows
         self.max_history = max_history
-        self.log_popularity = log_popularity
+        self.log_popularity, self.transitions = log_popularity, transitions
         self.is_new = np.arange(len(log_popularity)) >= self._trained_items
         """bool [n_item_rows]: True for items that training has not seen."""
 

@@ -1,12 +1,16 @@
-"""Let a history count beside the user tower: its last items, and its items where they may be recommended again.
+"""Let a history count beside the user tower: its last items, what came after and before them, and its items themselves.
 
     score(u, i) + T · r · Σ_b ½ᵇ ⟨v_b, v_i⟩                for every item
+    score(u, i) + T · t · y(u, i)                          for an item after or before the last items, see `features.transitions`
     score(u, i) + T · w · x(u, i)                          for an item of the history, where seen items may be recommended
 
-v_b is the vector of the item b events before the last. x(u, i) is 1, log n, log(1 + b), log(1 + R), the log popularity of i, and
-score(u, i) / T: n is the number of events of i in the history, b the number of events since the last of them, and R the number of
-events of the history whose item occurred before. The first term is part of the user vector. For the second, the search leaves out
-the history; its items are scored exactly and merged into the list. The weights are chosen on the validation part
+v_b is the vector of the item b events before the last. y(u, i) is 1 and log a where i came after them, and 1 and log b where it
+came before them. x(u, i) is 1, log n, log(1 + b), log(1 + R), the log popularity of i, and score(u, i) / T: n is the number of
+events of i in the history, b the number of events since the last of them, and R the number of events of the history whose item
+occurred before.
+
+The first term is part of the user vector. The others are the bonuses of a few items. The search leaves these out; they are scored
+exactly and merged into the list, so the list is exact with every index. The weights are chosen on the validation part
 (`trainers.history_weights`).
 """
 
@@ -18,51 +22,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twotower.features.transitions import LAST, TRANSITIONS, Transitions
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import FIRST_ROW
-from twotower.utils.ragged import changes
+from twotower.utils.ragged import changes, concatenated, lengths_to_offsets
 from twotower.utils.types import Float, Float64, Int, Mask
 
-LAST = 16
-"""Number of last events whose items count."""
-WIDTH = 6
-"""Number of weights of a repeat."""
+REPEATS = 6
+"""Number of weights of a repeat. Those of the transitions follow them."""
+COUNTED = 4
+"""Number of features of a repeat that the history alone tells."""
 
 
 @dataclass(frozen=True, slots=True)
-class Repeats:
-    """The distinct items of histories, by query, then by row.
+class Bonuses:
+    """Items of a few queries whose scores have a bonus, by query, then by row.
 
     Attributes
     ----------
     query, item_row
         int64 [P].
     counted
-        float64 [P, 4]: 1, log n, log(1 + b), log(1 + R).
+        float64 [P, 4]: 1, log n, log(1 + b), log(1 + R) for an item of the history that may be recommended, else zeros.
+    transitions
+        float64 [P, 4]: see `Transitions.near`; zeros for an item that is in no list.
     """
 
     query: Int
     item_row: Int
     counted: Float64
+    transitions: Float64
 
-    def take(self, chosen: Mask | Int) -> Repeats:
+    def take(self, chosen: Mask | Int) -> Bonuses:
         """Return some of the items: bool [P], or positions."""
-        return Repeats(self.query[chosen], self.item_row[chosen], self.counted[chosen])
+        return Bonuses(self.query[chosen], self.item_row[chosen], self.counted[chosen], self.transitions[chosen])
 
     def features(self, popularity: Float64, score: Float64) -> Float64:
-        """Return the features float64 [P, 6] of the items, with their log popularities and scores [P] in nats."""
-        return np.column_stack([self.counted, popularity, score])
+        """Return the features float64 [P, 10] of the items, with their log popularities and scores [P] in nats."""
+        repeated = self.counted[:, 0]
+        return np.column_stack([self.counted, repeated * popularity, repeated * score, self.transitions])
+
+    def beside(self, left_out: tuple[Int, Int]) -> tuple[Int, Int]:
+        """Return ragged item rows (offsets [B + 1], rows) with the items of each query added."""
+        n_queries = len(left_out[0]) - 1
+        return concatenated(left_out, (lengths_to_offsets(np.bincount(self.query, minlength=n_queries)), self.item_row))
 
 
-def repeats_of(queries: Queries, chosen: Mask) -> Repeats:
-    """Return the distinct items of the histories of the `chosen` (bool [B]) queries, without the reserved rows.
+def bonuses_of(queries: Queries, again: Mask, transitions: Transitions | None = None) -> Bonuses:
+    """Return the items with a bonus: those of the histories of the queries `again` (bool [B]), and those of the transitions.
+
+    Items that are left out of the list of a query have none: see `Queries.left_out`.
 
     Examples
     --------
-    >>> found = repeats_of(Queries.of([[7, 9, 7, 8]], time_s=1_700_000_000), np.array([True]))
+    >>> found = bonuses_of(Queries.of([[7, 9, 7, 8]], time_s=1_700_000_000), np.array([True]))
     >>> found.item_row.tolist(), np.exp(found.counted[:, 1:]).round(6).tolist()
     ([7, 8, 9], [[2.0, 2.0, 2.0], [1.0, 1.0, 2.0], [1.0, 3.0, 2.0]])
     """
+    repeats = _repeats_of(queries, again)
+    if transitions is None:
+        return repeats
+    query, item_row, features = transitions.near(queries)
+    offsets, rows = queries.left_out(again)
+    size = max(len(transitions.after), int(rows.max(initial=0)) + 1)
+    key, known = query * size + item_row, repeats.query * size + repeats.item_row
+    left_out = np.repeat(np.arange(len(queries)), np.diff(offsets)) * size + rows
+    kept = np.ones(len(key), np.bool_)
+    kept[_positions(key, left_out)] = False
+    kept[_positions(key, known)] = True
+    key, features = key[kept], features[kept]
+    every = np.union1d(known, key) if len(known) else key
+    found = Bonuses(every // size, every % size, np.zeros((len(every), COUNTED)), np.zeros((len(every), TRANSITIONS)))
+    found.counted[_positions(every, known)] = repeats.counted
+    found.transitions[_positions(every, key)] = features
+    return found
+
+
+def _positions(ascending: Int, values: Int) -> Int:
+    """Return the positions, in distinct ascending numbers, of those values that are among them."""
+    if not len(ascending):
+        return np.zeros(0, np.int64)
+    at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return np.asarray(at[ascending[at] == values], np.int64)
+
+
+def _repeats_of(queries: Queries, chosen: Mask) -> Bonuses:
+    """Return the distinct items of the histories of the `chosen` (bool [B]) queries, without the reserved rows."""
     query = np.repeat(np.arange(len(queries)), queries.lengths)
     since = queries.offsets[query + 1] - 1 - np.arange(len(query))
     kept = np.flatnonzero(chosen[query] & (queries.item_row >= FIRST_ROW))
@@ -72,7 +117,7 @@ def repeats_of(queries: Queries, chosen: Mask) -> Repeats:
     at = kept[first]
     again = np.bincount(query[at], count - 1, len(queries))
     counted = np.column_stack([np.ones(len(at)), np.log(count), np.log1p(since[at]), np.log1p(again[query[at]])])
-    return Repeats(query[at], queries.item_row[at], counted)
+    return Bonuses(query[at], queries.item_row[at], counted, np.zeros((len(at), TRANSITIONS)))
 
 
 def recent_sum(queries: Queries, items: Tensor) -> Tensor:
@@ -87,43 +132,27 @@ def recent_sum(queries: Queries, items: Tensor) -> Tensor:
     return summed
 
 
-def merge_repeats(
-    best: Recommendations,
-    queries: Queries,
-    vectors: Tensor,
-    items: Tensor,
-    weights: Tensor,
-    temperature: float,
-    *,
-    popularity: int,
-    again: Mask,
-    allow: Mask | None = None,
+def merge_bonuses(
+    best: Recommendations, bonuses: Bonuses, vectors: Tensor, items: Tensor, weights: Tensor, temperature: float, *, popularity: int
 ) -> Recommendations:
-    """Return the lists with the items of the histories merged in, for queries that may get them again.
+    """Return the lists with the items that have a bonus merged in.
 
     Parameters
     ----------
     best
-        Lists [B, k] without the items of the histories.
+        Lists [B, k] without these items.
     vectors, items
         float32 [B, D + P] and [n_item_rows, D + P]: vectors of the queries and of the index.
     weights
-        float [6].
+        float [10].
     popularity
         Column of `items` with the log popularity.
-    again
-        bool [B].
-    allow
-        As in `Retriever.retrieve`.
     """
-    found = repeats_of(queries, again)
-    if allow is not None:
-        found = found.take(allow[found.item_row] if allow.ndim == 1 else allow[found.query, found.item_row])
-    mine = items[torch.from_numpy(found.item_row).to(vectors.device)]
-    products = (vectors[torch.from_numpy(found.query).to(vectors.device)] * mine).sum(dim=1).double().cpu().numpy()
-    features = found.features(mine[:, popularity].double().cpu().numpy(), products / temperature)
+    mine = items[torch.from_numpy(bonuses.item_row).to(vectors.device)]
+    products = (vectors[torch.from_numpy(bonuses.query).to(vectors.device)] * mine).sum(dim=1).double().cpu().numpy()
+    features = bonuses.features(mine[:, popularity].double().cpu().numpy(), products / temperature)
     scores = products + temperature * (features @ weights.double().cpu().numpy())
-    return merged(best, found.query, found.item_row, scores.astype(np.float32))
+    return merged(best, bonuses.query, bonuses.item_row, scores.astype(np.float32))
 
 
 def merged(best: Recommendations, query: Int, row: Int, score: Float) -> Recommendations:

@@ -16,7 +16,7 @@ from torch import Tensor
 from twotower.features.batches import ItemBatch
 from twotower.features.feature_store import FeatureStore
 from twotower.features.geo import EARTH_KM, median_location, on_sphere
-from twotower.models.history_terms import merge_repeats, recent_sum
+from twotower.models.history_terms import Bonuses, bonuses_of, merge_bonuses, recent_sum
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S
@@ -62,7 +62,10 @@ class NeuralRetriever:
             part = queries.slice(start, min(start + PORTION, len(queries)))
             allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
             again = np.full(len(part), not exclude_seen)
-            found.append(search(self.model, self.index, self.index.vectors, self.encode(part), part, k, again=again, allow=allowed))
+            vectors = self.encode(part)
+            found.append(
+                search(self.model, self.store, self.index, self.index.vectors, vectors, part, k, again=again, allow=allowed)
+            )
         return joined(found, k)
 
     def encode(self, queries: Queries) -> Tensor:
@@ -170,6 +173,7 @@ def item_points(store: FeatureStore, row: Int | slice = slice(None)) -> Float64:
 
 def search(
     model: TwoTower,
+    store: FeatureStore,
     index: Index,
     items: Tensor,
     vectors: Tensor,
@@ -179,7 +183,7 @@ def search(
     again: Mask,
     allow: Mask | None = None,
 ) -> Recommendations:
-    """Return the k best items of each query: the search leaves out the history, whose items are merged in if `again` says so.
+    """Return the k best items of each query: the search leaves out the history and the items with a bonus, which are merged in.
 
     Parameters
     ----------
@@ -190,12 +194,21 @@ def search(
     allow
         As in `Retriever.retrieve`.
     """
-    best = index.search(vectors, k, exclude=queries.left_out(again), allow=allow)
-    if not again.any():
-        return best
-    weights, temperature = model.priors.repeats, float(model.temperature().detach())
-    popularity = items.shape[1] - model.priors.width
-    return merge_repeats(best, queries, vectors, items, weights, temperature, popularity=popularity, again=again, allow=allow)
+    priors = model.priors
+    bonuses = model_bonuses(model, store, queries, again)
+    left_out = queries.left_out(again)
+    if not len(bonuses.query):
+        return index.search(vectors, k, exclude=left_out, allow=allow)
+    best = index.search(vectors, k, exclude=bonuses.beside(left_out), allow=allow)
+    if allow is not None:
+        bonuses = bonuses.take(allow[bonuses.item_row] if allow.ndim == 1 else allow[bonuses.query, bonuses.item_row])
+    weights, temperature = torch.cat([priors.repeats, priors.transitions]), float(model.temperature().detach())
+    return merge_bonuses(best, bonuses, vectors, items, weights, temperature, popularity=items.shape[1] - priors.width)
+
+
+def model_bonuses(model: TwoTower, store: FeatureStore, queries: Queries, again: Mask) -> Bonuses:
+    """Return the items with a bonus that the model gives them; see `bonuses_of`."""
+    return bonuses_of(queries, again, store.transitions if model.priors.transitions.any() else None)
 
 
 def query_vectors(

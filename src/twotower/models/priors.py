@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.models.history_terms import WIDTH
+from twotower.features.transitions import TRANSITIONS
+from twotower.models.history_terms import REPEATS
 from twotower.search.reranking import POPULARITY_SCALE
 from twotower.utils.types import Json
 
@@ -55,7 +56,10 @@ class Priors(nn.Module):
         self.register_buffer("recency", torch.zeros(()))
         self.repeats: Tensor
         """[6]: weights of an item of the history where it may be recommended; see `models.history_terms`."""
-        self.register_buffer("repeats", torch.zeros(WIDTH))
+        self.register_buffer("repeats", torch.zeros(REPEATS))
+        self.transitions: Tensor
+        """[4]: weights of an item after or before the last items of the history; see `models.history_terms`."""
+        self.register_buffer("transitions", torch.zeros(TRANSITIONS))
         self.new_popularity: Tensor
         """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""
         self.register_buffer("new_popularity", torch.zeros(()))
@@ -138,6 +142,7 @@ class Priors(nn.Module):
             "unlocated_km2": round(float(self.unlocated), 4),
             "recency": round(float(self.recency), 7),
             "repeats": [round(value, 7) for value in self.repeats.tolist()],
+            "transitions": [round(value, 7) for value in self.transitions.tolist()],
             "temperature": temperature,
         }
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from twotower.bundle.bundle import Bundle
 from twotower.features.batches import ItemBatch, UserBatch
-from twotower.models.history_terms import LAST, recent_sum, repeats_of
-from twotower.models.neural_retriever import user_points
+from twotower.features.transitions import LAST
+from twotower.models.history_terms import REPEATS, recent_sum
+from twotower.models.neural_retriever import model_bonuses, user_points
 from twotower.retrieval.request import Reason
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
@@ -43,6 +44,7 @@ LABELS = {
     ("item", "new"): "new item",
     ("item", "distance"): "distance",
     ("item", "repeat"): "seen before",
+    ("item", "order"): "often comes after the last items, or before them",
     ("item", "state"): "item activity: number, recency and stars of events",
 }
 
@@ -59,8 +61,9 @@ class Contributions:
         float32 [k, V], [k, user fields], [k, item fields].
     popularity, distance
         float32 [k]: see `models.priors`.
-    repeat
-        float32 [k]: bonus of the items of the history; see `models.history_terms`. Zeros if they were not ranked.
+    repeat, order
+        float32 [k]: bonuses of the items of the history (zeros if they were not ranked), and of the items after or before them; see
+        `models.history_terms`.
     """
 
     event_items: Int
@@ -70,6 +73,7 @@ class Contributions:
     popularity: Float
     distance: Float
     repeat: Float
+    order: Float
 
 
 class Explainer:
@@ -113,17 +117,22 @@ class Explainer:
                 summed[np.searchsorted(event_items, row)] += weight * 0.5**back * (items @ self.vectors[row]).numpy()
         popularity, distance = known[:, :popularities].sum(axis=1), known[:, popularities:].sum(axis=1)
         products = (asked * items).sum(dim=1).double().numpy() + known.sum(axis=1)
-        repeat = self._repeat(history, rows, products, temperature) if again else np.zeros(len(rows), np.float32)
-        return Contributions(event_items, summed.T, user * factor, item, popularity, distance, repeat)
+        bonuses = self._bonuses(history, rows, products / temperature, again=again) * temperature
+        return Contributions(event_items, summed.T, user * factor, item, popularity, distance, *bonuses)
 
-    def _repeat(self, history: Queries, rows: Int, products: Float64, temperature: float) -> Float:
-        """Return the bonus float32 [k] of item rows as items of the history, 0 for others; `products` [k]: without it."""
-        found = repeats_of(history, np.ones(1, np.bool_))
+    def _bonuses(self, history: Queries, rows: Int, scores: Float64, *, again: bool) -> Float:
+        """Return the bonuses float32 [2, k] of item rows in nats: as items of the history, and as items after or before them.
+
+        `scores` float64 [k]: their scores without, in nats.
+        """
+        priors = self.model.priors
+        found = model_bonuses(self.model, self.store, history, np.array([again]))
         known, at, mine = np.intersect1d(rows, found.item_row, return_indices=True)
-        features = found.take(mine).features(self._columns_of_items[known, 0].double().numpy(), products[at] / temperature)
-        bonus = np.zeros(len(rows), np.float32)
-        bonus[at] = temperature * (features @ self.model.priors.repeats.double().numpy())
-        return bonus
+        features = found.take(mine).features(self._columns_of_items[known, 0].double().numpy(), scores[at])
+        weights = torch.cat([priors.repeats, priors.transitions]).double().numpy()
+        bonuses = np.zeros((2, len(rows)), np.float32)
+        bonuses[0, at], bonuses[1, at] = (features[:, part] @ weights[part] for part in (slice(REPEATS), slice(REPEATS, None)))
+        return bonuses
 
     def reasons(self, history: Queries, rows: Int, *, again: bool = False) -> list[tuple[Reason, ...]]:
         """Return the reasons of each item: the contributions with the largest absolute values."""
@@ -146,6 +155,7 @@ class Explainer:
             "new" if self._new[row] else "popularity": contributions.popularity[j],
             "distance": contributions.distance[j],
             "repeat": contributions.repeat[j],
+            "order": contributions.order[j],
         }.items():
             if abs(contribution) >= MIN_CONTRIBUTION:
                 yield Reason("item", name, spoken(LABELS["item", name], self._noun), round(float(contribution), 4))

@@ -99,6 +99,7 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
     priors, every_days = model.priors, refresh_interval_days(dataset, held_out, config)
     priors.recency.zero_()
     priors.repeats.zero_()
+    priors.transitions.zero_()
     metric, kept = config.training.eval_metric, {name: value.clone() for name, value in priors.state_dict().items()}
 
     system = refreshed_system(model, dataset, config, every_days)
@@ -143,6 +144,9 @@ def in_words(record: CalibrationRecord) -> str:
     if record.history is None:
         return line
     line += f"; weight of the last items {record.history.recency:g}"
+    if (order := record.history.transitions) is not None:
+        line += f"; {order.before:.4f} → {order.after:.4f} with weights of transitions"
+        line += "" if order.used else ", which are not used"
     if (again := record.history.repeats) is not None:
         line += f"; seen items included, {again.before:.4f} → {again.after:.4f} with weights of repeats"
         line += "" if again.used else ", which are not used"

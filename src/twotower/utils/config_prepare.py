@@ -120,6 +120,7 @@ class PrepareConfig(Settings):
     text_max_chars: int = Field(2000, ge=0)
     """Characters of review text kept per item, from the training period. 0: only the name."""
     co_visited_items: int = Field(20, ge=0)
-    """Number of co-visited items per item (items that have events of the same users in training), used as a feature. 0: none."""
+    """Number of co-visited items per item (items that have events of the same users in training), used as a feature; as many are
+    stored that come after it, and before it, in the histories of training. 0: none."""
     exclude_features: list[str] = Field([])
     """Names of features that are not prepared."""

@@ -108,6 +108,19 @@ class RepeatsRecord(Document):
     """In nats: of an item of the history, of the log of its events there, and of the log of one more than the events since."""
 
 
+class TransitionsRecord(Document):
+    """The weights of items after or before the last items of a history; see `models.history_terms`."""
+
+    before: float
+    """Validation metric without them."""
+    after: float
+    """Validation metric with them."""
+    used: bool
+    """false: they lower the metric, or do not raise the likelihood clearly, and count as zero."""
+    weights: list[float]
+    """In nats: of an item that comes after, of the log of its weight there, and the same of one that comes before."""
+
+
 class HistoryRecord(Document):
     """The weights of a history beside the user tower."""
 
@@ -115,6 +128,8 @@ class HistoryRecord(Document):
     """Weight of its last items in nats: that with the best validation metric, if such a weight raises the likelihood clearly."""
     by_recency: dict[str, float]
     """Validation metric by weight of the last items; only of 0 if the likelihood does not rise."""
+    transitions: TransitionsRecord | None
+    """null: the dataset has no lists of items after and before an item (`prepare.co_visited_items` is 0)."""
     repeats: RepeatsRecord | None
     """null: each item is kept once, which says nothing about repeats."""
 

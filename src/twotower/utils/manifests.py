@@ -226,6 +226,8 @@ class PriorsRecord(Document):
     """Weight of the last items of the history, in nats; see `models.history_terms`."""
     repeats: list[float]
     """Weights of an item of the history where it may be recommended, in nats; see `models.history_terms`."""
+    transitions: list[float]
+    """Weights of an item after or before the last items of the history, in nats; see `models.history_terms`."""
     temperature: float
 
 
