@@ -32,6 +32,8 @@ REPEATS = 6
 """Number of weights of a repeat. Those of the transitions follow them."""
 COUNTED = 4
 """Number of features of a repeat that the history alone tells."""
+BLOCK = 2048
+"""Pairs of a query and an item whose vectors are gathered at once: they stay in the CPU cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +150,15 @@ def merge_bonuses(
     popularity
         Column of `items` with the log popularity.
     """
-    mine = items[torch.from_numpy(bonuses.item_row).to(vectors.device)]
-    products = (vectors[torch.from_numpy(bonuses.query).to(vectors.device)] * mine).sum(dim=1).double().cpu().numpy()
-    features = bonuses.features(mine[:, popularity].double().cpu().numpy(), products / temperature)
-    scores = products + temperature * (features @ weights.double().cpu().numpy())
-    return merged(best, bonuses.query, bonuses.item_row, scores.astype(np.float32))
+    row, query = (torch.from_numpy(each).to(vectors.device) for each in (bonuses.item_row, bonuses.query))
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(row), BLOCK)]
+    parts = [torch.linalg.vecdot(vectors.index_select(0, query[at]), items.index_select(0, row[at])) for at in blocks]
+    products = torch.cat([vectors.new_zeros(0), *parts]).double().cpu().numpy()
+    features = bonuses.features(items[row, popularity].double().cpu().numpy(), products / temperature)
+    scores = (products + temperature * (features @ weights.double().cpu().numpy())).astype(np.float32)
+    least = best.scores[:, -1] if best.scores.shape[1] else np.full(len(vectors), np.inf, np.float32)
+    kept = scores >= least[bonuses.query]
+    return merged(best, bonuses.query[kept], bonuses.item_row[kept], scores[kept])
 
 
 def merged(best: Recommendations, query: Int, row: Int, score: Float) -> Recommendations:
