@@ -27,8 +27,9 @@ from quality import prepared
 
 from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import load_trained
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, split_moment
+from twotower.data.held_out import HeldOut
 from twotower.errors import TwoTowerError
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import NeuralRetriever

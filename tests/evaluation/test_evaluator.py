@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from twotower.baselines.baselines import BASELINES, GRIDS, Popular
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.bootstrap import intervals, resample
 from twotower.evaluation.evaluator import evaluate, fit_baseline, judge, metric_names

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import RefreshedRetriever
 from twotower.retriever import Queries

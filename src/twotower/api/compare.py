@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from twotower.bundle.bundle import load_trained
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, split_moment
+from twotower.data.held_out import HeldOut
 from twotower.errors import DataError
 from twotower.evaluation.evaluator import judge
 from twotower.evaluation.insights import relative

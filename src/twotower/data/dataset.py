@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower.data.event_arrays import Events, ItemEvents, NegativeEvents
+from twotower.data.held_out import HeldOut
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders
 from twotower.features.transitions import Transitions
@@ -36,40 +36,6 @@ EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "item_even
 NEGATIVES_FILE, TRANSITIONS_FILE = "negatives.safetensors", "transitions.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
 ASIDE = ("rejects.jsonl", TRUTH_FILE, POSITIONS_FILE)  # files that no model depends on
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Queries of a split and their targets.
-
-    Attributes
-    ----------
-    queries
-        `B` queries, by user, then time.
-    target_offsets, target_row
-        int64 [B + 1], [T]: distinct items (rows ascending) of the positive events of each query.
-    event_index
-        int64 [T]: first event of each target, as a position in `Dataset.events`.
-    """
-
-    queries: Queries
-    target_offsets: Int
-    target_row: Int
-    event_index: Int
-
-    @property
-    def seen_targets(self) -> int:
-        """Number of targets that are in the history of their query."""
-        parts = (self.queries.offsets, self.queries.item_row), (self.target_offsets, self.target_row)
-        seen, wanted = ((np.repeat(np.arange(len(at) - 1), np.diff(at)) << 32) + rows for at, rows in parts)
-        return int(np.isin(wanted, seen).sum())
-
-    def by_time(self) -> HeldOut:
-        """Return the same queries in the order of their times."""
-        order = np.argsort(self.queries.time_s, kind="stable")
-        size = np.diff(self.target_offsets)[order]
-        _, at = ragged_arange(self.target_offsets[order], size)
-        return HeldOut(self.queries.take(order), lengths_to_offsets(size), self.target_row[at], self.event_index[at])
 
 
 class Dataset:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.evaluation.bootstrap import intervals, resample
 from twotower.evaluation.slices import slices
 from twotower.evaluation.verdict import is_refreshed, verdict

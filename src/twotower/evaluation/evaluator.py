@@ -16,7 +16,8 @@ import numpy as np
 
 from twotower.baselines.base import Baseline
 from twotower.baselines.baselines import BASELINES, GRIDS, unavailable
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.errors import DataError
 from twotower.evaluation.comparison import Evaluation, compare, users_of
 from twotower.evaluation.slices import categories

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.retriever import Retriever
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN
 from twotower.utils.documents import Example, ExampleItem

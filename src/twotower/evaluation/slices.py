@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.features.item_columns import as_lists, category_column
 from twotower.schema import FIRST_ROW
 from twotower.utils.types import Int, Mask

@@ -5,7 +5,8 @@ It is the same bias that requests can set. It changes one number of the vectors 
 
 from __future__ import annotations
 
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.utils.config import EvaluationConfig

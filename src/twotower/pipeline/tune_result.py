@@ -12,7 +12,8 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.evaluation.bootstrap import resample
 from twotower.evaluation.comparison import users_of
 from twotower.pipeline.tune_study import RECIPE, TuningStudy

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
+from twotower.data.held_out import HeldOut
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import PORTION, RefreshedRetriever, item_points, user_points
 from twotower.models.priors import GROUPS, Priors, group

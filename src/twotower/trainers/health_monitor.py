@@ -12,7 +12,8 @@ from typing import Any
 
 from twotower.baselines.baselines import Popular
 from twotower.data.data_loader import TrainBatch
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
+from twotower.data.held_out import HeldOut
 from twotower.evaluation.comparison import Evaluation
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import NeuralRetriever

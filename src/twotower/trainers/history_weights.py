@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.data.dataset import HeldOut
+from twotower.data.held_out import HeldOut
 from twotower.models.history_terms import REPEATS, bonuses_of, merged, recent_sum
 from twotower.models.neural_retriever import RefreshedRetriever
 from twotower.retriever import Recommendations

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from twotower.data.data_loader import TrainBatch, TrainLoader
-from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, resolve, split_moment
+from twotower.data.held_out import HeldOut
 from twotower.errors import TrainingError
 from twotower.evaluation.evaluator import evaluate
 from twotower.evaluation.insights import seen_targets
