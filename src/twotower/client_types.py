@@ -271,7 +271,7 @@ class RecommendationOut(TypedDict):
     rank: int
     distance_km: float | None
     score: float
-    """Inner product plus popularity term. If `source` is not `model`: relative recent events."""
+    """Inner product of both vectors, and the bonus of an item that has one. If `source` is not `model`: relative recent events."""
     reasons: list[ReasonOut]
     propensity: NotRequired[float]
     """Probability with which the list has this item; below 1 if the server explores."""

@@ -153,8 +153,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     ' Known: ndcg, recall.'
     >>> nearest("NDGC", ["ndcg", "recall"])
     " Did you mean 'ndcg'?"
+    >>> nearest("x", [])
+    ' Known: none.'
     """
     names = sorted(known)
     folded = {other.casefold(): other for other in names}
     close = difflib.get_close_matches(name.casefold(), folded, n=1)
-    return f" Did you mean {folded[close[0]]!r}?" if close else f" Known: {', '.join(names)}."
+    return f" Did you mean {folded[close[0]]!r}?" if close else f" Known: {', '.join(names) or 'none'}."

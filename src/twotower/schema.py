@@ -39,6 +39,7 @@ NEIGHBOURS = "neighbours"  # co-visited items: the only item feature that comes 
 WITHHELD = 3  # of the training period but hidden from training: used only as history
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 
+TIMES_END_S = 1 << 36  # all times are before it: the year 4147
 DAY_S = 86_400
 HOURS_PER_WEEK = 168
 

@@ -18,7 +18,7 @@ from twotower.cli import main
 from twotower.errors import DataError
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import HistoryEvent, Request
-from twotower.search.approximate import one_thread
+from twotower.search.approximate import LEAST_FACTOR, one_thread
 
 
 @pytest.fixture
@@ -122,3 +122,9 @@ def test_threads_are_as_before() -> None:
         assert torch.get_num_threads() == 1
         np.ones((8, 8)) @ np.ones((8, 8))
     assert torch.get_num_threads() == before
+
+
+def test_weights_of_zero_have_the_least_factor_that_an_index_takes() -> None:
+    """In float32, the least factor would be rounded below itself."""
+    factors = index_tuning.balance_of(np.zeros((3, 6), np.float32), 4)
+    assert all(type(factor) is float and factor >= LEAST_FACTOR for factor in factors)

@@ -16,6 +16,7 @@ from twotower.bundle.bundle import load_bundle
 from twotower.bundle.publish import publish_parquet, publish_users
 from twotower.bundle.revision import remove_items
 from twotower.cli import main
+from twotower.data.dataset import Dataset
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW
 
@@ -54,6 +55,25 @@ def test_the_norms_of_items_are_similar(files: tuple[Path, Path], recommender: R
     norms = np.linalg.norm(array(pq.read_table(files[0])["vector"]), axis=1)
     raw = np.linalg.norm(recommender.bundle.arrays.vectors[FIRST_ROW:], axis=1)
     assert norms.max() / norms.min() < 3 < raw.max() / 100, "a graph of neighbours needs this"
+
+
+def test_items_disliked_after_the_last_event_are_left_out_too(
+    town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(town_bundle)
+    hated = int(bundle.arrays.offered[FIRST_ROW:].argmax()) + FIRST_ROW
+
+    def late(_: Dataset, __: np.ndarray, time_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return an item that everybody dislikes, an hour after the last event."""
+        found = time_s > bundle.moment_s + 3600
+        return np.append(0, np.cumsum(found)), np.full(int(found.sum()), hated)
+
+    monkeypatch.setattr(Dataset, "disliked", late)
+    publish_users(bundle, tmp_path / "users.parquet")
+    users = pq.read_table(tmp_path / "users.parquet")
+    name = bundle.dataset.item_ids[hated]
+    assert all(name in seen for seen in users["seen"].to_pylist())
+    assert not any(name in listed for listed in users["bonus_items"].to_pylist())
 
 
 def test_a_new_history_is_queried_with_the_balance_of_the_file(files: tuple[Path, Path], town_bundle: Path) -> None:

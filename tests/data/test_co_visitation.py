@@ -50,20 +50,25 @@ def test_where_order_counts_events_near_each_other_count_more(monkeypatch: pytes
         assert near[row].tolist() == best + [0] * (5 - len(best))
 
 
-def test_transitions_count_pairs_in_order_on_each_side(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("times", [10, 10_000])
+def test_transitions_count_pairs_in_order_on_each_side(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """With few distinct times, many events of a user have the same one."""
     rng = np.random.default_rng(2)
     user = np.sort(rng.integers(2, 40, 500))
     item = rng.integers(2, 60, 500)
+    time_s = np.concatenate([np.sort(rng.integers(times, size=size)) for size in np.unique(user, return_counts=True)[1]])
     monkeypatch.setattr(co_visitation, "BLOCK", 7)
     monkeypatch.setattr(co_visitation, "LAGS", 4)
-    lists = co_visitation.transitions(user, item, n_user_rows=41, n_item_rows=61, most=5)
-    histories = {u: item[user == u].tolist() for u in set(user.tolist())}
-    people = {i: sum(i in items for items in histories.values()) for i in range(61)}
+    lists = co_visitation.transitions(user, item, time_s, n_user_rows=41, n_item_rows=61, most=5)
+    histories = {u: list(zip(item[user == u].tolist(), time_s[user == u].tolist(), strict=True)) for u in set(user.tolist())}
+    people = {i: sum(i in dict(events) for events in histories.values()) for i in range(61)}
     follows = np.zeros((61, 61))
-    for items in histories.values():
-        for (one, a), (two, b) in combinations(enumerate(items), 2):
-            if a != b and two - one <= 4:
-                follows[a, b] += 1 / np.sqrt(people[a] * people[b]) / (two - one)
+    for events in histories.values():
+        moments = sorted({time for _, time in events})
+        for (one, (a, before)), (two, (b, after)) in combinations(enumerate(events), 2):
+            lag = moments.index(after) - moments.index(before)
+            if a != b and two - one <= 4 and lag:
+                follows[a, b] += 1 / np.sqrt(people[a] * people[b]) / lag
     for weights, rows, values in ((follows, lists.after, lists.after_weight), (follows.T, lists.before, lists.before_weight)):
         weights = weights.round(12)
         for row in range(61):
@@ -77,7 +82,7 @@ def test_transitions_of_a_dataset_are_of_training_alone(dataset: Dataset) -> Non
     assert found is not None
     kept = events.positive & (events.split == TRAIN)
     sizes = {"n_user_rows": dataset.n_user_rows, "n_item_rows": dataset.n_item_rows, "most": found.after.shape[1]}
-    again = co_visitation.transitions(events.user_row[kept], events.item_row[kept], **sizes)
+    again = co_visitation.transitions(events.user_row[kept], events.item_row[kept], events.time_s[kept], **sizes)
     for name in ("after", "after_weight", "before", "before_weight"):
         np.testing.assert_array_equal(getattr(found, name), getattr(again, name))
     assert max(found.after.max(), found.before.max()) < dataset.n_train_item_rows

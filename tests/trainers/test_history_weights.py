@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def drawn_choices(
 
 def test_known_weights_are_found_again(system: RefreshedRetriever, dataset: Dataset) -> None:
     held_out = drawn_choices(system, dataset, WEIGHTS, 4000)
-    lists = _lists(system, held_out, 10)[0.0]
+    lists = _lists(system, held_out, False, 10)[0.0]
     found = fit_bonus(lists, np.ones(4000, np.int64))
     np.testing.assert_allclose(found[1:], WEIGHTS[1:], atol=0.25)
     likely = lists.features[lists.share > 1e-6]  # their scores hardly differ from a constant
@@ -93,7 +95,7 @@ def test_known_weights_are_found_again(system: RefreshedRetriever, dataset: Data
 def test_known_weights_of_transitions_are_found_again(system: RefreshedRetriever, dataset: Dataset) -> None:
     order = np.array([2.0, 0.4, -1.5, -0.3])
     held_out = drawn_choices(system, dataset, -50 * ONE, 4000, order=order)
-    choices, outside = _transition_choices(system, held_out, 0.0)
+    choices, outside = _transition_choices(system, held_out, True, 0.0)
     found = fit_bonus(choices, outside)
     likely = choices.features[choices.share > 1e-3]
     assert len(likely) > 1000 and np.abs(likely @ (found - order)).mean() < 0.2
@@ -115,6 +117,23 @@ def test_transitions_are_used_where_they_draw_the_choices(system: RefreshedRetri
     assert metric == pytest.approx(record.transitions.after, abs=1e-4)
 
 
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_disliked_items_are_left_out_as_in_an_answer(system: RefreshedRetriever, dataset: Dataset, exclude_seen: bool) -> None:
+    held_out = drawn_choices(system, dataset, -3 * ONE, 600, recency=2.0, order=np.array([3.0, 0.4, -1.5, -0.3]))
+    draw, size = np.random.default_rng(1), len(held_out.queries)
+    disliked = np.concatenate([np.r_[other, target] for other, target in zip(
+        draw.integers(2, dataset.n_item_rows, (size, 5)), draw.permutation(held_out.target_row), strict=True
+    )])  # fmt: skip
+    queries = replace(held_out.queries, disliked=(np.arange(size + 1) * 6, disliked))
+    held_out = replace(held_out, queries=queries)
+    record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=exclude_seen, repeats=True)
+    system.drop()
+    config = EvaluationConfig(exclude_seen=exclude_seen)
+    metric = evaluate(system, held_out, dataset, config, metrics=["NDCG@10"], beyond_k=None).mean("NDCG@10")
+    assert record.transitions is not None and record.transitions.used
+    assert metric == pytest.approx(record.transitions.after, abs=1e-4)
+
+
 def test_transitions_that_say_nothing_are_not_used(system: RefreshedRetriever, dataset: Dataset) -> None:
     held_out = drawn_choices(system, dataset, -50 * ONE, 300)
     record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=True, repeats=False)
@@ -124,7 +143,7 @@ def test_transitions_that_say_nothing_are_not_used(system: RefreshedRetriever, d
 
 
 def test_likelihood_gradient_and_hessian_are_those_of_the_formula(system: RefreshedRetriever, dataset: Dataset) -> None:
-    lists, sizes = _lists(system, drawn_choices(system, dataset, WEIGHTS, 50), 10)[2.0], np.full(50, 2)
+    lists, sizes = _lists(system, drawn_choices(system, dataset, WEIGHTS, 50), False, 10)[2.0], np.full(50, 2)
     at = torch.tensor([0.3, -0.5, 0.7, 0.2, -0.4, -0.1], dtype=torch.float64, requires_grad=True)
     features, share = torch.from_numpy(lists.features), torch.from_numpy(lists.share)
     added = share * (torch.exp(features @ at) - 1)
@@ -147,7 +166,7 @@ def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, ever
     model.priors.transitions.zero_()
     system, held_out = refreshed_system(model, dataset, config, every_days), dataset.held_out("valid").by_time()
     weights = np.array([0.4, 0.7, -0.3, 0.2, -0.3, -0.2])
-    made = _lists(system, held_out, 10)
+    made = _lists(system, held_out, False, 10)
     assert list(made) == list(RECENCIES)
     temperature = float(model.temperature().detach())
     for recency, lists in made.items():
@@ -170,7 +189,7 @@ def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, ever
 
 def test_users_who_never_repeat_lower_the_weight_of_seen_items(system: RefreshedRetriever, dataset: Dataset) -> None:
     held_out = drawn_choices(system, dataset, -50 * ONE, 2000)
-    assert fit_bonus(_lists(system, held_out, 10)[0.0], np.ones(2000, np.int64))[0] < 0
+    assert fit_bonus(_lists(system, held_out, False, 10)[0.0], np.ones(2000, np.int64))[0] < 0
 
 
 @pytest.mark.parametrize(("true", "exclude_seen"), [(0.0, True), (3.0, True), (3.0, False)])
@@ -199,7 +218,7 @@ def test_queries_without_a_history_leave_the_weights_at_zero(system: RefreshedRe
     held_out = HeldOut(queries, np.array([0, 1, 2]), np.array([4, 5]), np.zeros(2, np.int64))
     record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=False, repeats=True)
     assert record.recency == 0 and record.repeats is not None
-    assert fit_bonus(_lists(system, held_out, 10)[0.0], np.ones(2, np.int64)).tolist() == [0.0] * 6
+    assert fit_bonus(_lists(system, held_out, False, 10)[0.0], np.ones(2, np.int64)).tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])

@@ -1473,7 +1473,7 @@ export interface components {
             distance_km: number | null;
             /**
              * Score
-             * @description Inner product plus popularity term. If `source` is not `model`: relative recent events.
+             * @description Inner product of both vectors, and the bonus of an item that has one. If `source` is not `model`: relative recent events.
              */
             score: number;
             /** Reasons */

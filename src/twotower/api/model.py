@@ -237,7 +237,8 @@ class Model(Params):
         """Return the ids of all items [N] and their vectors float32 [N, D].
 
         The last numbers of a vector are not from the tower: log popularities of the item, and its location. The inner product of a
-        user vector and an item vector is the score of `recommend`.
+        user vector and an item vector is the score of `recommend`, without the bonus of items that came after or before the last
+        items of the history.
         """
         from twotower.api.answering import item_vectors
 

@@ -148,7 +148,10 @@ class Bundle:
         return search(self.model, self.store, index, items, vectors, queries, k, again=again, allow=allow)
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """Return the k best items of each query; see `Retriever`. Scores are inner products. Removed items are not recommended."""
+        """Return the k best items of each query; see `Retriever`. Scores are inner products and bonuses.
+
+        Removed items are not recommended.
+        """
         parts = []
         for start in range(0, len(queries), PORTION):
             part = queries.slice(start, start + PORTION)

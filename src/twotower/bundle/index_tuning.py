@@ -144,9 +144,9 @@ def balance_of(queries: Float, columns: int) -> list[float]:
     Item vectors are multiplied by the factors, and queries are divided by them. The inner products stay, and the norms of the items
     become similar, which graphs of neighbours need.
     """
-    largest = np.abs(queries[:, -columns:]).max(axis=0)
+    largest = np.abs(queries[:, -columns:]).max(axis=0).astype(np.float64)
     largest[0] += POPULARITY_SCALE
-    return np.maximum(largest, LEAST_FACTOR).astype(float).tolist()  # type: ignore[no-any-return]
+    return np.maximum(largest, LEAST_FACTOR).tolist()  # type: ignore[no-any-return]
 
 
 def sample_queries(bundle: Bundle, seed: int) -> Float:

@@ -1,8 +1,9 @@
 """Publish the vectors of a bundle: to Parquet files that any vector database reads, and to Milvus.
 
-The score of a user and an item is the inner product of their published vectors. A vector has the numbers of the tower, and after
-them the columns of `models.priors`: the popularities of an item beside their weights for a user, and the location. In published
-vectors these columns are balanced (`index_tuning.balance_of`), because graphs of neighbours need items of similar norms.
+The score of a user and an item is the inner product of their published vectors, and the bonus of the item if it has one. A vector
+has the numbers of the tower, and after them the columns of `models.priors`: the popularities of an item beside their weights for a
+user, and the location. In published vectors these columns are balanced (`index_tuning.balance_of`), because graphs of neighbours
+need items of similar norms.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.index_tuning import balance_of, sample_queries
 from twotower.errors import DataError
 from twotower.models.neural_retriever import model_bonuses
-from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
+from twotower.schema import FIRST_ROW, ITEM_ID, TIMES_END_S, USER_ID
 from twotower.search.approximate import balanced
 from twotower.search.filters.item_filter import ItemFilter
 from twotower.search.filters.milvus_expression import ROW, StoredColumns, longest_text, nan_to_null
@@ -87,6 +88,9 @@ def publish_users(bundle: Bundle, out: Path) -> int:
         for start in range(0, dataset.n_users, USERS):
             rows = np.arange(start, min(start + USERS, dataset.n_users)) + FIRST_ROW
             queries = dataset.histories(rows, np.full(len(rows), bundle.moment_s))
+            queries = replace(
+                queries, disliked=dataset.disliked(rows, np.full(len(rows), TIMES_END_S))
+            )  # as for a request without a time
             vectors = bundle.query_vectors(queries, np.zeros(len(rows), np.float32)).numpy()
             vectors = balanced(vectors, [1 / one for one in balance])
             never = np.zeros(len(rows), np.bool_)

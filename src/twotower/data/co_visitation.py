@@ -17,7 +17,7 @@ from scipy import sparse
 from twotower.features.transitions import Transitions
 from twotower.schema import FIRST_ROW
 from twotower.utils.hardware import cores
-from twotower.utils.ragged import lengths_to_offsets
+from twotower.utils.ragged import changes, lengths_to_offsets
 from twotower.utils.types import Float, Float64, Int, Mask
 
 MAX_USER_EVENTS = 100  # most recent events of a user: very active users tell little, and pairs grow quadratically
@@ -60,15 +60,21 @@ def co_visited(
     return _nearest(alike, n_item_rows, most)[0]
 
 
-def transitions(user_row: Int, item_row: Int, *, n_user_rows: int, n_item_rows: int, most: int) -> Transitions:
+def transitions(user_row: Int, item_row: Int, time_s: Int, *, n_user_rows: int, n_item_rows: int, most: int) -> Transitions:
     """Return the `most` items with the largest weights after each item, and before it.
 
     The weight of two items is the sum of 1/lag over their pairs of events of the same user in this order, divided by the square
-    root of the product of the items' numbers of users. The lag is their distance in events, up to `LAGS`. Parameters as in
-    `co_visited`.
+    root of the product of the items' numbers of users. The lag is their distance in distinct times of the user's events: 1 for the
+    next time. Events at the same time have no order and make no pair; nor do events that are more than `LAGS` events apart.
+
+    Parameters
+    ----------
+    time_s
+        int64 [E]: times of the events in seconds; ascending for each user. The others are as in `co_visited`.
     """
     users_of = np.maximum(_interactions(user_row, item_row, n_user_rows, n_item_rows).getnnz(0), 1)
-    after, before = (_Pairs(user_row, item_row, np.ones(n_user_rows), users_of**-0.5, sides=(side,)).alike for side in (1, -1))
+    factors, moment = (np.ones(n_user_rows), users_of**-0.5), np.cumsum(changes(user_row, time_s), dtype=np.int64)
+    after, before = (_Pairs(user_row, item_row, *factors, moment, side).alike for side in (1, -1))
     return Transitions(*_nearest(after, n_item_rows, most), *_nearest(before, n_item_rows, most))
 
 
@@ -98,13 +104,25 @@ class _Pairs:
     ----------
     of_user, of_item
         float64 [n_user_rows], [n_item_rows]: factor of a pair for its user, and for each of its items.
-    sides
-        1: the other event comes after that of the item; -1: before it.
+    moment
+        int64 [E]: ascending numbers, equal for events of a user at the same time. The lag of a pair is their difference; with equal
+        numbers it is no pair. None: the lag is the distance in events.
+    side
+        1: the other event comes after that of the item; -1: before it; 0: both.
     """
 
-    def __init__(self, user_row: Int, item_row: Int, of_user: Float64, of_item: Float64, sides: tuple[int, ...] = (-1, 1)) -> None:
+    def __init__(
+        self,
+        user_row: Int,
+        item_row: Int,
+        of_user: Float64,
+        of_item: Float64,
+        moment: Int | None = None,
+        side: int = 0,
+    ) -> None:
         late = _late(user_row, len(of_user))
-        self.user, self.item, self.sides = user_row[late], item_row[late], sides
+        self.user, self.item, self.sides = user_row[late], item_row[late], (side,) if side else (-1, 1)
+        self.moment = np.arange(len(self.user)) if moment is None else moment[late]
         self.of_user, self.of_item = of_user, of_item
         self.by_item = np.argsort(self.item, kind="stable")
         self.offsets = lengths_to_offsets(np.bincount(self.item, minlength=len(of_item)))
@@ -117,11 +135,12 @@ class _Pairs:
             for other in (event + side * lag for side in self.sides):
                 inside = (other >= 0) & (other < len(self.user))
                 one, two = event[inside], other[inside]
-                same = self.user[one] == self.user[two]
-                one, two = one[same], two[same]
+                apart = np.abs(self.moment[one] - self.moment[two])
+                kept = (self.user[one] == self.user[two]) & (apart > 0)
+                one, two, apart = one[kept], two[kept], apart[kept]
                 rows.append(self.item[one] - start)
                 columns.append(self.item[two])
-                weights.append(self.of_user[self.user[one]] * self.of_item[self.item[one]] * self.of_item[self.item[two]] / lag)
+                weights.append(self.of_user[self.user[one]] * self.of_item[self.item[one]] * self.of_item[self.item[two]] / apart)
         pairs = (np.concatenate(rows), np.concatenate(columns))
         return sparse.csr_matrix((np.concatenate(weights), pairs), (stop - start, len(self.of_item)))
 

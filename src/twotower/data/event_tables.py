@@ -79,12 +79,12 @@ def write_events(
     return kept, negative_types
 
 
-def read_pairs(folder: Path) -> tuple[Int, Int]:
-    """Return user row and item row of each positive training event in the written tables."""
+def read_training(folder: Path) -> tuple[Int, Int, Int]:
+    """Return user row, item row and time in seconds of each positive training event in the written tables."""
     events = open_arrays(folder / EVENTS_FILE)
     user = np.repeat(np.arange(len(events[OFFSETS]) - 1), np.diff(events[OFFSETS]))
     kept = events[POSITIVE] & (events[SPLIT] == TRAIN)
-    return user[kept], events[ITEM_ROW][kept]
+    return user[kept], events[ITEM_ROW][kept], events[TIME][kept]
 
 
 def _negatives(rows: pa.Table, requests: pa.ChunkedArray | None, impressions: list[str]) -> tuple[dict[str, Array], list[str]]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from twotower.data.co_visitation import co_visited, transitions
 from twotower.data.dataset import ITEM_FEATURES_FILE, TRANSITIONS_FILE, USER_FEATURES_FILE
-from twotower.data.event_tables import read_pairs, write_events
+from twotower.data.event_tables import read_training, write_events
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Stage, is_training, row_count, select_events
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine, Engine
@@ -259,9 +259,9 @@ def write_neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> N
     If the events of a user have an order (`ordered`), also write the items after and before each item. `sizes` has `n_user_rows`,
     `n_item_rows` and `most`; see `co_visited`.
     """
-    user, item = read_pairs(folder)
+    user, item, time_s = read_training(folder)
     if ordered:
-        write_arrays(folder / TRANSITIONS_FILE, arrays_of(transitions(user, item, **sizes)))
+        write_arrays(folder / TRANSITIONS_FILE, arrays_of(transitions(user, item, time_s, **sizes)))
     return co_visited(user, item, **sizes, ordered=ordered)
 
 

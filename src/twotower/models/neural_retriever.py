@@ -56,7 +56,7 @@ class NeuralRetriever:
         return other
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """Return the k best items of each query; see `Retriever`. Scores are inner products."""
+        """Return the k best items of each query; see `Retriever`. Scores are inner products and bonuses."""
         found = []
         for start in range(0, len(queries), PORTION):
             part = queries.slice(start, min(start + PORTION, len(queries)))
@@ -106,7 +106,7 @@ class RefreshedRetriever:
         self._held: tuple[int, NeuralRetriever] | None = None
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """Return the k best items of each query; see `Retriever`. Scores are inner products."""
+        """Return the k best items of each query; see `Retriever`. Scores are inner products and bonuses."""
         items = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         for moment in np.unique(self.moments(queries.time_s)):

@@ -120,8 +120,8 @@ class Recommendation:
     distance_km
         Distance from the location of the request, else from the most central location of the history; None if unknown.
     score
-        Inner product of user and item vector plus the popularity term, without the popularity bias of the request. If the source is
-        not the model: recent events relative to the most popular item.
+        Inner product of user and item vector, and the bonus of an item that has one, without the popularity bias of the request. If
+        the source is not the model: recent events relative to the most popular item.
     reasons
         Reasons, largest first; empty unless requested.
     """

@@ -19,14 +19,13 @@ from twotower.data.dataset import Dataset
 from twotower.errors import RequestError, nearest
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.retriever import Queries
-from twotower.schema import DAY_S, FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
+from twotower.schema import DAY_S, FIRST_ROW, ITEM_ID, TIMES_END_S, UNKNOWN, USER_ID
 from twotower.search.filters.item_filter import check_location
 from twotower.utils.ids import Id, id_text
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Array, Int
 
 WEEK_S = 7 * DAY_S
-LAST_S = 1 << 36  # times are seconds before the year 4147
 MAX_STARS = 5
 
 
@@ -213,7 +212,7 @@ class Reader:
 
 def _until(request: Request) -> int:
     """Return the time in seconds before which the items that the user dislikes count."""
-    return LAST_S if request.time_s is None else request.time_s
+    return TIMES_END_S if request.time_s is None else request.time_s
 
 
 def to_queries(requests: Sequence[ParsedRequest]) -> Queries:
@@ -292,8 +291,8 @@ def _check(request: Request) -> None:
     for name, flag in (("exclude_seen", request.exclude_seen), ("explain", request.explain)):
         check_flag(name, flag)
     for time_s in chain([request.time_s], (event.time_s for event in request.history)):
-        if time_s is not None and not 0 <= time_s < LAST_S:
-            raise RequestError(f"Got time {str(time_s)[:40]}. It must be in seconds since 1970, from 0 to {LAST_S - 1}.")
+        if time_s is not None and not 0 <= time_s < TIMES_END_S:
+            raise RequestError(f"Got time {str(time_s)[:40]}. It must be in seconds since 1970, from 0 to {TIMES_END_S - 1}.")
     for event in request.history:
         if event.stars is not None and not 0 <= event.stars <= MAX_STARS:
             raise RequestError(f"Got {event.stars} stars. Stars must be from 0 to {MAX_STARS}.")

@@ -214,7 +214,10 @@ class RecommendationOut(ItemOut):
 
     rank: int
     distance_km: float | None
-    score: float = Field(description="Inner product plus popularity term. If `source` is not `model`: relative recent events.")
+    score: float = Field(
+        description="Inner product of both vectors, and the bonus of an item that has one. If `source` is not `model`: relative "
+        "recent events."
+    )
     reasons: list[ReasonOut]
     propensity: float = Field(1.0, description="Probability with which the list has this item; below 1 if the server explores.")
 

@@ -208,8 +208,8 @@ def _blocks(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[Block]:
                 users = torch.cat([model.encode_users(store.users(each).to(vectors.device)) for each in parts])
                 towers = (users @ vectors.T / model.temperature()).float().cpu()
             towers[:, :FIRST_ROW] = -torch.inf
-            seen = np.repeat(np.arange(len(part)), part.lengths)
-            towers[torch.from_numpy(seen), torch.from_numpy(part.item_row)] = -torch.inf
+            offsets, seen = part.seen
+            towers[torch.from_numpy(np.repeat(np.arange(len(part)), np.diff(offsets))), torch.from_numpy(seen)] = -torch.inf
             query, at = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
             target = held_out.target_row[at]
             reachable = np.isfinite(towers.numpy()[query, target])

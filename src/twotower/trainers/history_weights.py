@@ -105,7 +105,7 @@ def choose_history_weights(
     metric
         Name such as "NDCG@10".
     exclude_seen
-        Which protocol decides on the weight of the last items.
+        Which protocol decides on the weights of the last items and of transitions; with it, disliked items are left out too.
     repeats
         False: the data say nothing about repeats, and their weights are zero.
     """
@@ -121,10 +121,10 @@ def choose_history_weights(
         weights = np.asarray(record.weights) if record is not None and record.used else np.zeros(REPEATS)
         return record, values(lists.items if exclude_seen else lists.with_repeats(weights))
 
-    found, fitted = {}, {}
-    every = _lists(system, held_out, k, RECENCIES[:2])
+    found, fitted, given = {}, {}, (system, held_out, exclude_seen)
+    every = _lists(*given, k, RECENCIES[:2])
     if _clearly_likelier(every[RECENCIES[1]].log_share, every[0.0].log_share):
-        every |= _lists(system, held_out, k, RECENCIES[2:])
+        every |= _lists(*given, k, RECENCIES[2:])
     else:
         every = {0.0: every[0.0]}
     for recency, lists in every.items():
@@ -133,8 +133,8 @@ def choose_history_weights(
     best = max(found, key=lambda recency: (found[recency], -recency))
     record, transitions = fitted[best], None
     if system.store.transitions is not None:
-        weights = fit_bonus(*_transition_choices(system, held_out, best))
-        lists = _lists(system, held_out, k, [best], weights)[best]
+        weights = fit_bonus(*_transition_choices(*given, best))
+        lists = _lists(*given, k, [best], weights)[best]
         again, each = figures(lists)
         after = round(float(each.mean()), 6)
         used = after >= found[best] and _clearly_likelier(lists.log_share, every[best].log_share)
@@ -169,11 +169,11 @@ def _rounded(weights: Float64) -> list[float]:
     return [float(f"{value:.6g}") for value in weights]
 
 
-def _transition_choices(system: RefreshedRetriever, held_out: HeldOut, recency: float) -> tuple[Choices, Int]:
+def _transition_choices(system: RefreshedRetriever, held_out: HeldOut, exclude_seen: bool, recency: float) -> tuple[Choices, Int]:
     """Return the items with transitions outside the histories, and the number of targets outside each history, int64 [Q]."""
     parts: list[Choices] = []
     outside, done = np.zeros(len(held_out.queries), np.int64), 0
-    for rows, scores, recent, _ in _scores(system, held_out):
+    for rows, scores, recent, _ in _scores(system, held_out, exclude_seen):
         queries = held_out.queries.take(rows)
         scores = scores + recency * recent
         seen = np.repeat(np.arange(len(rows)), queries.lengths)
@@ -199,6 +199,7 @@ def _targets(held_out: HeldOut, rows: Int) -> tuple[Int, Int]:
 def _lists(
     system: RefreshedRetriever,
     held_out: HeldOut,
+    exclude_seen: bool,
     k: int,
     recencies: Sequence[float] = RECENCIES,
     transitions: Float64 | None = None,
@@ -206,9 +207,10 @@ def _lists(
     """Return the lists for each of these weights of the last items, with these weights float64 [4] of transitions."""
     parts: dict[float, list[Lists]] = {recency: [] for recency in recencies}
     done = 0
-    for rows, towers, recent, popularity in _scores(system, held_out):
+    for rows, towers, recent, popularity in _scores(system, held_out, exclude_seen):
         queries, every = held_out.queries.take(rows), np.ones(len(rows), np.bool_)
         found = bonuses_of(queries, every)
+        found = found.take(np.isfinite(towers[found.query, found.item_row].numpy()))  # without those that are disliked
         at = torch.from_numpy(found.query), torch.from_numpy(found.item_row)
         near = bonuses_of(queries, every, None if transitions is None else system.store.transitions)
         query, target = _targets(held_out, rows)
@@ -239,8 +241,11 @@ def _joined(parts: Sequence[ChoicesT]) -> ChoicesT:
     return kind(*(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(kind)))
 
 
-def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int, Tensor, Tensor, Tensor]]:
-    """Yield queries by position, scores of all items and of their last items (float32 [b, n], nats), and log popularities [n]."""
+def _scores(system: RefreshedRetriever, held_out: HeldOut, exclude_seen: bool) -> Iterator[tuple[Int, Tensor, Tensor, Tensor]]:
+    """Yield queries by position, scores of all items and of their last items (float32 [b, n], nats), and log popularities [n].
+
+    The score is -inf for reserved rows, and with `exclude_seen` for disliked items.
+    """
     temperature = float(system.model.temperature().detach())
     moments = system.moments(held_out.queries.time_s)
     for moment in np.unique(moments):
@@ -254,6 +259,10 @@ def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int
                 towers = (retriever.encode(queries) @ vectors.T / temperature).float().cpu()
                 recent = (recent_sum(queries, vectors[:, :width]) @ vectors[:, :width].T).float().cpu()
                 towers[:, :FIRST_ROW] = -torch.inf
+                if exclude_seen and queries.disliked is not None:
+                    offsets, disliked = queries.disliked
+                    query = np.repeat(np.arange(len(rows)), np.diff(offsets))
+                    towers[torch.from_numpy(query), torch.from_numpy(disliked)] = -torch.inf
             yield rows, towers, recent, popularity
         del retriever, vectors  # frees the index before the next one is built
 
