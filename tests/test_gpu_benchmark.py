@@ -61,9 +61,11 @@ def with_fake_parts(folder: Path) -> Path:
 
 
 def run(script: Path, out: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Exit code, rows, and the table."""
+    """Exit code, rows, and the table. The notebook keeps its run in the folder for temporary files, which is its own here."""
     command = [sys.executable, str(script), "--device", "cpu", "--out", str(out), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (out / "tmp").mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(out / "tmp")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
     file = out / "gpu.jsonl"
     assert file.is_file(), done.stderr
     return done.returncode, [json.loads(line) for line in file.read_text().splitlines()], done.stdout
