@@ -37,6 +37,11 @@ class HeldOut:
         seen, wanted = ((np.repeat(np.arange(len(at) - 1), np.diff(at)) << 32) + rows for at, rows in parts)
         return int(np.isin(wanted, seen).sum())
 
+    def targets(self, rows: Int) -> tuple[Int, Int]:
+        """Return the position in `rows` and the item row of every target of these queries, int64 [T]."""
+        query, at = ragged_arange(self.target_offsets[rows], np.diff(self.target_offsets)[rows])
+        return query, self.target_row[at]
+
     def by_time(self) -> HeldOut:
         """Return the same queries in the order of their times."""
         order = np.argsort(self.queries.time_s, kind="stable")

@@ -27,7 +27,6 @@ from twotower.schema import DAY_S, FIRST_ROW
 from twotower.trainers.history_weights import choose_history_weights
 from twotower.utils.config import Config
 from twotower.utils.documents import CalibrationRecord
-from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Float64
 
 MAX_CELLS = 40_000_000
@@ -210,8 +209,7 @@ def _blocks(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[Block]:
             towers[:, :FIRST_ROW] = -torch.inf
             offsets, seen = part.seen
             towers[torch.from_numpy(np.repeat(np.arange(len(part)), np.diff(offsets))), torch.from_numpy(seen)] = -torch.inf
-            query, at = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
-            target = held_out.target_row[at]
+            query, target = held_out.targets(rows)
             reachable = np.isfinite(towers.numpy()[query, target])
             yield Block(
                 group=int(number),

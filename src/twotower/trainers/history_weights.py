@@ -28,7 +28,6 @@ from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW
 from twotower.utils import metrics as m
 from twotower.utils.documents import HistoryRecord, RepeatsRecord, TransitionsRecord
-from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Float, Float64, Int
 
 RECENCIES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.5, 7.0, 10.0)
@@ -180,7 +179,7 @@ def _transition_choices(system: RefreshedRetriever, held_out: HeldOut, exclude_s
         scores[torch.from_numpy(seen), torch.from_numpy(queries.item_row)] = -torch.inf
         found = bonuses_of(queries, np.zeros(len(rows), np.bool_), system.store.transitions)
         found = found.take(np.isfinite(scores[found.query, found.item_row].numpy()))
-        query, target = _targets(held_out, rows)
+        query, target = held_out.targets(rows)
         wanted = query * system.n_item_rows + target
         chosen = np.isin(found.query * system.n_item_rows + found.item_row, wanted).astype(np.float64)
         share = scores[found.query, found.item_row].double() - torch.logsumexp(scores, dim=1).double()[found.query]
@@ -188,12 +187,6 @@ def _transition_choices(system: RefreshedRetriever, held_out: HeldOut, exclude_s
         outside[done : done + len(rows)] = np.bincount(query[np.isfinite(scores[query, target].numpy())], minlength=len(rows))
         done += len(rows)
     return _joined(parts), outside
-
-
-def _targets(held_out: HeldOut, rows: Int) -> tuple[Int, Int]:
-    """Return the position in `rows` and the item row of every target of these queries, int64 [T]."""
-    query, position = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
-    return query, held_out.target_row[position]
 
 
 def _lists(
@@ -213,7 +206,7 @@ def _lists(
         found = found.take(np.isfinite(towers[found.query, found.item_row].numpy()))  # without those that are disliked
         at = torch.from_numpy(found.query), torch.from_numpy(found.item_row)
         near = bonuses_of(queries, every, None if transitions is None else system.store.transitions)
-        query, target = _targets(held_out, rows)
+        query, target = held_out.targets(rows)
         wanted = query * system.n_item_rows + target
         chosen = np.isin(found.query * system.n_item_rows + found.item_row, wanted).astype(np.float64)
         for recency in recencies:
